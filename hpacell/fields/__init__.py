@@ -1,0 +1,14 @@
+"""From files to fields: reading, catalog, pictures, simulation."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "find": ["FieldSource", "find_fields"],
+        "read": ["Field", "FieldError", "read_field", "to_uint8"],
+        "picture": ["composite", "draw_outlines"],
+        "catalog": ["catalog_fields", "read_labels", "split_fields", "split_folds"],
+        "simulate": ["simulate_field", "simulate_fields"],
+    },
+)

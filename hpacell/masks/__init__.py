@@ -1,0 +1,12 @@
+"""Label images, boxes and run-length codes."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "labels": ["clear_border", "labels_to_masks", "masks_to_labels", "relabel"],
+        "boxes": ["box_iou", "boxes_of"],
+        "rle": ["decode_hpa", "decode_kaggle", "decode_labels_rle", "decode_rle", "encode_hpa", "encode_kaggle", "encode_labels_rle", "encode_rle"],
+    },
+)

@@ -1,0 +1,12 @@
+"""Classifiers: zoo, training, evaluation."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "zoo": ["make_classifier"],
+        "training": ["TrainedClassifier", "TrainingSettings", "load_classifier", "train_classifier"],
+        "evaluation": ["evaluate_classifier"],
+    },
+)

@@ -1,0 +1,13 @@
+"""Many fields at once: extraction, prediction, segmentation, runs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "extract": ["ExtractSettings", "extract_field", "extract_fields"],
+        "predict": ["predict_fields", "predict_store"],
+        "segment": ["segment_fields"],
+        "runs": ["list_runs", "run"],
+    },
+)

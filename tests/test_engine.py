@@ -1,0 +1,53 @@
+"""The engine: order, errors, workers that die, bounded look-ahead."""
+
+import os
+import signal
+
+import pytest
+
+from hpacell.pipeline.engine import map_items, workers_of
+
+
+def work(item):
+    if item == "bad":
+        raise ValueError("expected good, got bad: mend it")
+    if item == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item * 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_order_and_errors(workers):
+    outcomes = list(map_items(work, [3, "bad", 1, 2], workers))
+    assert [outcome.item for outcome in outcomes] == [3, "bad", 1, 2]
+    assert [outcome.value for outcome in outcomes] == [6, None, 2, 4]
+    assert "mend it" in outcomes[1].error
+
+
+def test_a_worker_that_dies_takes_one_item_with_it():
+    outcomes = list(map_items(work, [1, 2, "die", 3, 4, 5, 6, 7], workers=2))
+    assert [outcome.value for outcome in outcomes] == [2, 4, None, 6, 8, 10, 12, 14]
+    assert "the worker process died" in outcomes[2].error
+
+
+def test_items_are_drawn_as_needed():
+    drawn = []
+
+    def items():
+        for number in range(100):
+            drawn.append(number)
+            yield number
+
+    outcomes = map_items(work, items(), workers=2)
+    for _ in range(3):
+        next(outcomes)
+    outcomes.close()
+    assert len(drawn) < 12
+
+
+def test_number_of_workers():
+    assert workers_of(8, [1, 2]) == 2
+    assert workers_of(0, range(1000)) == os.cpu_count()
+    assert workers_of(4, []) == 1
+    with pytest.raises(ValueError, match="at least 0"):
+        workers_of(-1, [1])

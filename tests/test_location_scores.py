@@ -1,0 +1,157 @@
+"""Scores per location against scikit-learn, and what is said where nothing can be scored."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
+
+from hpacell.metrics.locations import _average_precision, _rank, score_locations, summarise_locations
+from hpacell.vocabulary import LOCATIONS, decode_labels
+
+
+def example(n=400, seed=0, decimals=2):
+    """Skewed prevalences, ties in the confidences, two locations that nobody carries."""
+    rng = np.random.default_rng(seed)
+    prevalence = np.linspace(0.6, 0.02, len(LOCATIONS))
+    prevalence[[3, 17]] = 0
+    truth = rng.random((n, len(LOCATIONS))) < prevalence
+    pred = np.clip(0.35 * truth + 0.65 * rng.random(truth.shape), 0, 1).round(decimals)
+    return truth.astype(np.float32), pred
+
+
+def test_each_location_is_as_scikit_learn_says():
+    truth, pred = example()
+    table = score_locations(truth, pred, threshold=0.4)
+    assert table.location.tolist() == list(LOCATIONS)
+    taken = pred >= 0.4
+    for k, row in enumerate(table.itertuples()):
+        assert (row.n, row.n_pos) == (400, truth[:, k].sum())
+        assert row.chance == pytest.approx(truth[:, k].mean())
+        if not row.n_pos:
+            assert np.isnan([row.average_precision, row.f1, row.precision, row.recall]).all()
+            continue
+        assert row.average_precision == pytest.approx(average_precision_score(truth[:, k], pred[:, k]))
+        assert row.f1 == pytest.approx(f1_score(truth[:, k], taken[:, k]))
+        assert row.precision == pytest.approx(precision_score(truth[:, k], taken[:, k], zero_division=0))
+        assert row.recall == pytest.approx(recall_score(truth[:, k], taken[:, k]))
+
+
+def test_macro_and_micro_are_as_scikit_learn_says():
+    truth, pred = example()
+    summary = summarise_locations(truth, pred)
+    here, taken = truth.any(axis=0), pred >= 0.5
+    assert (summary["n"], summary["n_locations"], summary["n_missing"]) == (400, here.sum(), 2)
+    for mean in ("macro", "micro"):
+        # Locations without a true cell have no macro score; all decisions count in the pool.
+        t, p, d = (truth[:, here], pred[:, here], taken[:, here]) if mean == "macro" else (truth, pred, taken)
+        assert summary[f"{mean}_average_precision"] == pytest.approx(average_precision_score(t, p, average=mean))
+        assert summary[f"{mean}_f1"] == pytest.approx(f1_score(t, d, average=mean, zero_division=0))
+        assert summary[f"{mean}_precision"] == pytest.approx(precision_score(t, d, average=mean, zero_division=0))
+        assert summary[f"{mean}_recall"] == pytest.approx(recall_score(t, d, average=mean, zero_division=0))
+    assert summary["macro_chance"] == pytest.approx(truth[:, here].mean())
+    json.dumps(summary, allow_nan=False)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_weighted_average_precision(data):
+    n = data.draw(st.integers(1, 30))
+    truth = data.draw(npst.arrays(bool, n))
+    pred = data.draw(npst.arrays(np.float64, n, elements=st.sampled_from([0.0, 0.1, 0.5, 0.5000001, 1.0])))
+    weights = data.draw(npst.arrays(np.int64, n, elements=st.integers(0, 3))).astype(float)
+    found = _average_precision(truth, _rank(pred), weights)
+    if (weights * truth).sum() == 0:
+        assert np.isnan(found)
+    else:
+        keep = weights > 0
+        assert found == pytest.approx(average_precision_score(truth[keep], pred[keep], sample_weight=weights[keep]))
+
+
+def test_good_bad_and_no_predictions():
+    truth, pred = example()
+    best = score_locations(truth, truth)
+    scored = best.n_pos > 0
+    assert (best.average_precision[scored] == 1).all() and (best.f1[scored] == 1).all()
+    silent = score_locations(truth, np.zeros_like(pred))
+    np.testing.assert_allclose(silent.average_precision[scored], silent.chance[scored])  # one long tie is a guess
+    assert (silent.precision[scored] == 0).all() and (silent.f1[scored] == 0).all()
+
+
+def test_thresholds_per_location():
+    truth, pred = example()
+    each = np.linspace(0.2, 0.8, len(LOCATIONS))
+    table = score_locations(truth, pred, threshold=each)
+    for k in (0, 9, 18):
+        assert table.f1[k] == pytest.approx(f1_score(truth[:, k], pred[:, k] >= each[k]))
+
+
+def test_truth_as_labels():
+    truth, pred = example(60)
+    rows = decode_labels(truth)
+    texts = ["|".join(row) for row in rows]
+    expected = score_locations(truth, pred)
+    for given_truth in (rows, texts, pd.Series(texts), np.array(texts, object), truth > 0, truth.astype(int)):
+        pd.testing.assert_frame_equal(score_locations(given_truth, pred), expected)
+
+
+def test_intervals_hold_the_score_and_widen_with_groups():
+    truth, pred = example(300)
+    # Ten cells of a field that are copies of one another are one witness, not ten.
+    truth, pred = np.repeat(truth[:30], 10, axis=0), np.repeat(pred[:30], 10, axis=0)
+    fields = np.repeat([f"field{i}" for i in range(30)], 10)
+    cells = score_locations(truth, pred, n_bootstrap=150)
+    grouped = score_locations(truth, pred, groups=fields, n_bootstrap=150)
+    some = grouped[(grouped.n_pos > 30) & (grouped.n_pos < 270)]
+    assert len(some) > 5
+    for name in ("average_precision", "f1"):
+        assert (some[f"{name}_low"] <= some[name] + 1e-9).all() and (some[f"{name}_high"] >= some[name] - 1e-9).all()
+    width = {key: (t.average_precision_high - t.average_precision_low)[some.index].mean() for key, t in
+             (("cells", cells), ("grouped", grouped))}  # fmt: skip
+    assert width["grouped"] > 1.5 * width["cells"]
+    assert grouped[grouped.n_pos == 0][["average_precision_low", "f1_high"]].isna().all(axis=None)
+    again = score_locations(truth, pred, groups=fields, n_bootstrap=150)
+    pd.testing.assert_frame_equal(again, grouped)
+    assert not score_locations(truth, pred, groups=fields, n_bootstrap=150, seed=1).equals(grouped)
+
+
+def test_intervals_of_the_summary():
+    truth, pred = example(200)
+    fields = np.arange(200) // 8
+    summary = summarise_locations(truth, pred, groups=fields, n_bootstrap=60)
+    for name in ("macro_average_precision", "micro_average_precision", "macro_f1", "micro_f1"):
+        assert summary[f"{name}_low"] < summary[name] < summary[f"{name}_high"]
+    json.dumps(summary, allow_nan=False)
+    plain = summarise_locations(truth, pred)
+    assert {name: summary[name] for name in plain} == plain
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_nothing_to_score(n):
+    nothing, pred = np.zeros((n, 19)), np.full((n, 19), 0.5)
+    table = score_locations(nothing, pred, n_bootstrap=5)
+    assert table[["average_precision", "f1", "precision", "recall", "f1_low"]].isna().all(axis=None)
+    assert (table.n_pos == 0).all() and len(table) == 19
+    summary = summarise_locations(nothing, pred, n_bootstrap=5)
+    assert summary["macro_average_precision"] is None and summary["micro_f1"] is None
+    assert (summary["n"], summary["n_locations"], summary["n_missing"]) == (n, 0, 19)
+
+
+def test_arguments_that_do_not_fit():
+    truth, pred = example(20)
+    with pytest.raises(ValueError, match=r"expected truth and predictions \(N, 19\)"):
+        score_locations(truth[:, :18], pred)
+    with pytest.raises(ValueError, match="expected truth and predictions"):
+        score_locations(truth[1:], pred)
+    with pytest.raises(ValueError, match="expected finite"):
+        score_locations(truth, pred * np.nan)
+    with pytest.raises(ValueError, match="threshold it first"):
+        score_locations(truth * 0.5, pred)
+    with pytest.raises(ValueError, match="did you mean 'cytosol'"):
+        score_locations(["cytosool"] * 20, pred)
+    with pytest.raises(ValueError, match="one group for each of 20 rows"):
+        summarise_locations(truth, pred, groups=[1], n_bootstrap=3)
