@@ -23,14 +23,11 @@ nb_mime_priority_overrides = [("html", "text/html", 0), ("html", "image/png", 10
 # nbdev's directives and Jupyter's widgets say nothing to a reader of pages.
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]
 
-html_theme = "pydata_sphinx_theme"
+html_theme = "furo"
 html_title = "hpacell"
 html_static_path = ["_static"]
 html_css_files = ["hpacell.css"]
-html_show_sourcelink = False
-html_theme_options = {"show_toc_level": 2, "navigation_depth": 2, "secondary_sidebar_items": ["page-toc"], "show_nav_level": 1}
-# The theme's defaults for these load scripts and badges from elsewhere.
-html_theme_options |= {"navbar_end": ["theme-switcher"], "footer_start": ["copyright"], "footer_end": []}
+html_show_sourcelink = html_copy_source = False
 
 
 def put_plotly(app) -> None:

@@ -5,11 +5,18 @@ import gzip
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hpacell.fields.catalog import CATALOG_COLUMNS, catalog_fields, read_labels, split_fields, split_folds
+from hpacell.fields.catalog import (
+    CATALOG_COLUMNS,
+    _groups_of,
+    catalog_fields,
+    read_labels,
+    split_fields,
+    split_folds,
+)
 from hpacell.fields.find import FieldSource
 from hpacell.files import write_table
 from hpacell.vocabulary import LOCATIONS, LOCATIONS_2018, encode_labels
@@ -152,6 +159,7 @@ def tables(draw):
     )
     if draw(st.booleans()):
         frame["group"] = [None if i == 0 else f"p{i}" for i in rng.integers(0, n, n)]
+    assume(_groups_of(frame).max() >= 2)
     return frame
 
 

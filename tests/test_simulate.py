@@ -70,7 +70,9 @@ def test_protein_is_where_its_location_says(location):
     outside = (simulated.cells > 0) & ~inside
     nuclear = location.startswith("nucle") or location == "nuclear_membrane"
     assert (protein[inside].mean() > 2 * protein[outside].mean()) == nuclear
-    depth = ndimage.distance_transform_edt(np.pad(inside if nuclear else simulated.cells > 0, 1, mode="edge"))[1:-1, 1:-1]
+    depth = ndimage.distance_transform_edt(np.pad(inside if nuclear else simulated.cells > 0, 1, mode="edge"))[
+        1:-1, 1:-1
+    ]
     if location.endswith("membrane"):
         assert protein[(depth > 0) & (depth <= 2)].mean() > 3 * protein[depth > 8].mean()
 
@@ -105,7 +107,9 @@ def test_sixteen_bits_show_the_same_field_finer():
 def test_fields_have_what_makes_them_hard():
     """Cells touch, some lie on the frame, cells of one field differ, and there is noise where there is no cell."""
     fields = [simulate_field((1, index), 256) for index in range(12)]
-    right = [(one.cells[:, 1:] != one.cells[:, :-1]) & (one.cells[:, 1:] > 0) & (one.cells[:, :-1] > 0) for one in fields]
+    right = [
+        (one.cells[:, 1:] != one.cells[:, :-1]) & (one.cells[:, 1:] > 0) & (one.cells[:, :-1] > 0) for one in fields
+    ]
     assert sum(touch.any() for touch in right) >= 10
     assert sum(bool(one.cells[0].any() or one.cells[-1].any()) for one in fields) >= 10
     assert sum(len(set(one.locations)) > 1 for one in fields) >= 4

@@ -19,7 +19,7 @@ from .shapes import smooth_noise
 SIMULATED_LOCATIONS = (
     "nucleoplasm", "nuclear_membrane", "nucleoli", "endoplasmic_reticulum", "golgi_apparatus", "microtubules",
     "centrosome", "plasma_membrane", "mitochondria", "cytosol", "vesicles", "negative",
-)
+)  # fmt: skip
 
 # %% ../../nbs/15_fields.paint.ipynb #fcf79488
 @dataclasses.dataclass
@@ -156,11 +156,9 @@ def paint_microtubules(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """
     n, d, shape = len(scene.windows), scene.diameter, scene.cells.shape
     ring = np.exp(-scene.from_nucleus / (0.12 * d)) * (scene.nuclei == 0)
-    starts = [
-        np.concatenate([np.repeat(scene.centrosomes[label - 1 : label], 64, 0), _pick_pixels(rng, scene, label, ring, 56)])
-        for label in range(1, n + 1)
-    ]
-    labels = np.repeat(np.arange(1, n + 1), 120)
+    starts = [np.repeat(scene.centrosomes, 64, 0)]
+    starts += [_pick_pixels(rng, scene, label, ring, 56) for label in range(1, n + 1)]
+    labels = np.concatenate([np.repeat(np.arange(1, n + 1), many) for many in (64, 56)])
     paths = _walk(rng, scene, np.concatenate(starts).astype(float), labels, 34, 0.021 * d, 0.2)
     order = rng.permutation(len(paths))  # so that each layer gets threads of every cell
     beads = np.clip(1 + 0.4 * smooth_noise(rng, shape, 0.011 * d), 0.2, 2)
@@ -258,7 +256,8 @@ def _paint_organelles(rng, scene, location):
     if location == "vesicles":
         spots = np.concatenate([_pick_pixels(rng, scene, label, near, rng.integers(35, 70)) for label in labels])
         heights, big = rng.gamma(3, 0.3, len(spots)), rng.random(len(spots)) < 0.3
-        return haze + _blobs(shape, spots[~big], heights[~big], 0.0075 * d) + _blobs(shape, spots[big], heights[big], 0.014 * d)
+        small = _blobs(shape, spots[~big], heights[~big], 0.0075 * d)
+        return haze + small + _blobs(shape, spots[big], heights[big], 0.014 * d)
     if location == "mitochondria":
         starts = [_pick_pixels(rng, scene, label, near, 48) for label in labels]
         paths = _walk(rng, scene, np.concatenate(starts).astype(float), np.repeat(labels, 48), 8, 0.013 * d, 0.3)

@@ -47,7 +47,8 @@ def _place_centres(rng, size, n_cells, diameter):
             turn = rng.uniform(0, 2 * np.pi)
             point = centres[-1] + 0.5 * diameter * np.array([np.sin(turn), np.cos(turn)])
         near = np.hypot(*(centres - point).T).min(initial=np.inf)
-        if near >= min(gap, 0.5 * diameter if rng.random() < 0.1 else gap) and (point >= 0).all() and (point < size).all():
+        room = min(gap, 0.5 * diameter) if rng.random() < 0.1 else gap
+        if near >= room and (point >= 0).all() and (point < size).all():
             centres = np.vstack([centres, point])
         else:
             gap = max(0.98 * gap, 0.47 * diameter)
@@ -77,11 +78,11 @@ def _draw_nuclei(centres, radii, size):
 
 # %% ../../nbs/13_fields.shapes.ipynb #db6382d3
 def _grow_cells(rng, centres, radii, nuclei, diameter):
-    """Label image (H, W) int32: each pixel goes to the cell it is relatively nearest to, if it is within its outline."""
+    """Label image (H, W) int32: each pixel goes to the relatively nearest cell, if within its outline."""
     height, width = nuclei.shape
     bend = [0.035 * diameter * smooth_noise(rng, nuclei.shape, 0.12 * diameter) for _ in range(2)]
     score, cells = np.ones(nuclei.shape, np.float32), np.zeros(nuclei.shape, np.int32)
-    for label, ((row, column), outline) in enumerate(zip(centres, radii), 1):
+    for label, ((row, column), outline) in enumerate(zip(centres, radii, strict=True), 1):
         reach = outline.max() + 0.15 * diameter
         r0, r1 = max(0, int(row - reach)), min(height, int(row + reach) + 1)
         c0, c1 = max(0, int(column - reach)), min(width, int(column + reach) + 1)
@@ -133,7 +134,7 @@ def draw_shapes(
     centres = _place_centres(rng, np.array(size), n_cells, diameter)
     n, tilts = len(centres), rng.uniform(0, np.pi, len(centres))
     cell_size = 0.5 * diameter * rng.lognormal(0, 0.14, (n, 1))
-    nucleus_size = cell_size ** 0.5 * (0.5 * diameter) ** 0.5 * rng.uniform(0.4, 0.5, (n, 1))
+    nucleus_size = cell_size**0.5 * (0.5 * diameter) ** 0.5 * rng.uniform(0.4, 0.5, (n, 1))
     nucleus_radii = nucleus_size * _bumpy_radii(rng, rng.uniform(1, 1.35, n), tilts, 0.1)
     cell_axes = 1 + rng.gamma(2, 0.14, n)
     radii = cell_size * _bumpy_radii(rng, np.minimum(cell_axes, 1.9), tilts + rng.normal(0, 0.15, n), 0.28)

@@ -28,7 +28,17 @@ from hpacell.fields.paint import (
 from .picture import write_png
 from .read import Field
 from .shapes import draw_shapes
-from ..files import join_path, list_files, make_folder, path_exists, path_name, read_json, read_table, write_json, write_table
+from hpacell.files import (
+    join_path,
+    list_files,
+    make_folder,
+    path_exists,
+    path_name,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
 from ..progress import progress as progress_bar
 from ..vocabulary import CHANNELS, HPA_COLOURS, LOCATIONS, format_labels
 
@@ -138,7 +148,8 @@ def _photograph(rng, signal, diameter, optics, full):
     tilt = rng.uniform(-0.5, 0.5, 2)
     light = 1 + optics.shading * (tilt[0] * y + tilt[1] * x - 0.5 * (x**2 + y**2 - 2 / 3))
     signal = (signal * light[..., None] + optics.background) * gains.astype(np.float32)
-    spread = np.sqrt(signal / np.float32(optics.photons) + np.float32(optics.read_noise**2))  # shot noise: variance grows with the signal
+    # Shot noise: the variance grows with the signal.
+    spread = np.sqrt(signal / np.float32(optics.photons) + np.float32(optics.read_noise**2))
     signal += spread * rng.standard_normal(signal.shape, dtype=np.float32)
     return np.clip(np.rint(signal * np.float32(full)), 0, full).astype(np.uint8 if full < 256 else np.uint16)
 
@@ -152,10 +163,13 @@ def _check_request(size, n_cells, cell_diameter, locations, bits):
         raise ValueError(f"expected at least 1 cell, got n_cells={n_cells}")
     diameter = 0.215 * min(size) if cell_diameter is None else float(cell_diameter)
     if not 12 <= diameter <= 2 * min(size):
-        raise ValueError(f"expected a cell_diameter between 12 and twice the shorter side ({2 * min(size)}), got {diameter:g}")
+        raise ValueError(
+            f"expected a cell_diameter between 12 and twice the shorter side ({2 * min(size)}), got {diameter:g}"
+        )
     unknown = [name for name in locations if name not in SIMULATED_LOCATIONS]
     if unknown or not locations:
-        raise ValueError(f"expected locations that can be simulated, got {unknown or 'none'}: choose from {', '.join(SIMULATED_LOCATIONS)}")
+        choice = ", ".join(SIMULATED_LOCATIONS)
+        raise ValueError(f"expected locations that can be simulated, got {unknown or 'none'}: choose from {choice}")
     if bits not in (8, 16):
         raise ValueError(f"expected bits=8 or bits=16, got {bits}")
     return tuple(int(side) for side in size), diameter
@@ -229,14 +243,15 @@ def _write_field(index, out, seed, settings):
 
 # %% ../../nbs/16_fields.simulate.ipynb #265c776b
 def _held(out, card, wanted) -> bool:
-    """Whether the folder holds just the wanted fields; refuse one whose fields were made otherwise, for they would mix."""
+    """Whether the folder holds just the wanted fields; refuse fields made otherwise, for they would mix."""
     if not path_exists(card):
         return False
     held = read_json(card)
     own = {name: value for name, value in held.items() if name not in ("n_fields", "version")}
     if held["n_fields"] > wanted["n_fields"] or any(wanted[name] != value for name, value in own.items()):
         raise ValueError(
-            f"{out}: expected simulated fields made with {wanted}, got {held}: choose another folder, or delete this one"
+            f"{out}: expected simulated fields made with {wanted}, got {held}: "
+            "choose another folder, or delete this one"
         )
     names = {path_name(path) for path in list_files(out)}
     return held == wanted and "labels.csv" in names and len(names) > len(HPA_COLOURS) * wanted["n_fields"]
@@ -266,7 +281,8 @@ def simulate_fields(
 ) -> "pd.DataFrame":
     """Write a folder of simulated fields in the HPA single-cell layout, with their truth.
 
-    A folder that holds just these fields is left as it is. Field `i` depends on `(seed, i)` alone: the first 10 of 20 fields are the same as 10 fields, whatever `workers` is.
+    A folder that holds just these fields is left as it is. Field `i` depends on `(seed, i)` alone: the
+    first 10 of 20 fields are the same as 10 fields, whatever `workers` is.
 
     Parameters
     ----------
@@ -298,7 +314,8 @@ def simulate_fields(
 
     size, diameter = _check_request(size, n_cells, cell_diameter, locations, bits)
     settings = dict(size=size, n_cells=n_cells, cell_diameter=diameter, locations=tuple(locations), bits=bits)
-    wanted = {**settings, "size": list(size), "locations": list(locations), "seed": seed, "n_fields": n_fields, "version": __version__}
+    wanted = {**settings, "size": list(size), "locations": list(locations), "seed": seed, "n_fields": n_fields}
+    wanted["version"] = __version__
     card = join_path(out, "truth", "simulation.json")
     if _held(out, card, wanted):
         return read_table(join_path(out, "truth", "cells.csv"))

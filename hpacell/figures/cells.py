@@ -64,8 +64,10 @@ def figure_field(field: Field, labels: str | Sequence[str] = "", width: int = 30
         figure.add_trace(_picture_trace(small, picture.shape[1] / small.shape[1], "x+y"), 1, column)
     high, wide = field.image.shape[:2]
     size = f"{high:,} × {wide:,} pixels" + (f" of {field.pixel_um:.3g} µm" if field.pixel_um else "")
-    title = dict(text=f"Field {field.field_id}", subtitle_text=(f"{title_locations(labels)}; " if labels else "") + size)
-    figure.update_layout(title=title, margin=dict(l=8, r=8, t=90, b=12), height=110 + round(1000 / max(3, len(pictures)) * high / wide))
+    below = (f"{title_locations(labels)}; " if labels else "") + size
+    title = dict(text=f"Field {field.field_id}", subtitle_text=below)
+    tall = 110 + round(1000 / max(3, len(pictures)) * high / wide)
+    figure.update_layout(title=title, margin=dict(l=8, r=8, t=90, b=12), height=tall)
     return _bare_axes(figure.update_xaxes(matches="x").update_yaxes(matches="y"))
 
 # %% ../../nbs/82_figures.cells.ipynb #9ed4f061
@@ -108,11 +110,12 @@ def _figure_grid(pictures, captions, hovers, columns, tile, title) -> go.Figure:
     figure.add_scatter(
         x=middle[:, 1], y=middle[:, 0], mode="markers", marker=dict(size=tile * 0.8, opacity=0, symbol="square"),
         text=list(hovers), hovertemplate="%{text}<extra></extra>", showlegend=False,
-    )
+    )  # fmt: skip
     for (row, column), caption in zip(corners, captions, strict=True):
         figure.add_annotation(
-            x=column + tile / 2, y=row + tile + 2, text=caption, showarrow=False, yanchor="top", font=dict(size=11), align="center"
-        )
+            x=column + tile / 2, y=row + tile + 2, text=caption, showarrow=False, yanchor="top", font_size=11,
+            align="center",
+        )  # fmt: skip
     high, wide = sheet.shape[:2]
     figure.update_layout(title=title, width=wide + 32, height=high + 84, margin=dict(l=16, r=16, t=68, b=16))
     figure.update_xaxes(range=[-0.5, wide - 0.5]).update_yaxes(range=[high - 0.5, -0.5], scaleanchor="x")
@@ -148,7 +151,9 @@ def figure_examples(
         No fields, or not one entry of `labels` for each.
     """
     if not len(fields) or len(fields) != len(labels):
-        raise ValueError(f"expected one entry of labels for each field, got {len(fields)} fields and {len(labels)} labels")
+        raise ValueError(
+            f"expected one entry of labels for each field, got {len(fields)} fields and {len(labels)} labels"
+        )
     captions = [title_locations(own) if len(own) else field.field_id for field, own in zip(fields, labels, strict=True)]
     hovers = [f"{field.field_id}<br>{caption}" for field, caption in zip(fields, captions, strict=True)]
     pictures = [composite(field.image, tuple(field.channels)) for field in fields]
@@ -198,11 +203,15 @@ def figure_crops(
         Not an (N, h, w, C) array with at least one crop, or another number of captions.
     """
     if np.ndim(crops) != 4 or not len(crops) or crops.shape[3] != len(channels):
-        raise ValueError(f"expected crops (N, h, w, {len(channels)}) with N > 0, got {np.shape(crops)}: pass the crops' channels")
+        raise ValueError(
+            f"expected crops (N, h, w, {len(channels)}) with N > 0, got {np.shape(crops)}: pass the crops' channels"
+        )
     captions = [str(number) for number in range(len(crops))] if captions is None else list(captions)
     hovers = captions if hovers is None else list(hovers)
     if not len(captions) == len(hovers) == len(crops):
-        raise ValueError(f"expected {len(crops)} captions and hovers, got {len(captions)} and {len(hovers)}: pass one per crop")
+        raise ValueError(
+            f"expected {len(crops)} captions and hovers, got {len(captions)} and {len(hovers)}: pass one per crop"
+        )
     pictures = [composite(crop, tuple(channels)) for crop in crops]
     return _figure_grid(pictures, captions, hovers, columns, tile, f"{title}: {count_things(len(crops), 'cell')}")
 
@@ -217,7 +226,10 @@ def _centres(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 # %% ../../nbs/82_figures.cells.ipynb #a4841c16
 def figure_outlines(
-    field: Field, cells: np.ndarray | None = None, nuclei: np.ndarray | None = None, captions: Sequence[str] | None = None,
+    field: Field,
+    cells: np.ndarray | None = None,
+    nuclei: np.ndarray | None = None,
+    captions: Sequence[str] | None = None,
     width: int = 800,
 ) -> go.Figure:
     """A field with the outlines of its cells (white) and nuclei (light blue).
@@ -247,7 +259,9 @@ def figure_outlines(
     drawn = [labels for labels in (cells, nuclei) if labels is not None]
     if not drawn or any(labels.shape != shape for labels in drawn):
         got = [labels.shape for labels in drawn]
-        raise ValueError(f"expected label images of the field's size {shape}, got {got}: segment this field and pass the result")
+        raise ValueError(
+            f"expected label images of the field's size {shape}, got {got}: segment this field and pass the result"
+        )
     ids, centres, areas = _centres(drawn[0])
     thing = "nucleus" if cells is None else "cell"
     if captions is not None and len(captions) != len(ids):
@@ -263,9 +277,14 @@ def figure_outlines(
     figure.add_scatter(
         x=centres[:, 1], y=centres[:, 0], mode="markers", marker=dict(size=24, opacity=0), text=text,
         hovertemplate="%{text}<extra></extra>", showlegend=False,
+    )  # fmt: skip
+    named = [(labels, name) for labels, name in ((cells, "cells"), (nuclei, "nuclei")) if labels is not None]
+    counts = [f"{len(np.unique(labels[labels > 0])):,} {name}" for labels, name in named]
+    title = dict(
+        text=f"{' and '.join(counts)} in field {field.field_id}", subtitle_text=f"{shape[0]:,} × {shape[1]:,} pixels"
     )
-    counts = [f"{len(np.unique(labels[labels > 0])):,} {name}" for labels, name in ((cells, "cells"), (nuclei, "nuclei")) if labels is not None]
-    title = dict(text=f"{' and '.join(counts)} in field {field.field_id}", subtitle_text=f"{shape[0]:,} × {shape[1]:,} pixels")
-    figure.update_layout(title=title, margin=dict(l=8, r=8, t=68, b=8), width=small.shape[1] + 16, height=small.shape[0] + 76)
+    figure.update_layout(
+        title=title, margin=dict(l=8, r=8, t=68, b=8), width=max(460, small.shape[1] + 16), height=small.shape[0] + 76
+    )
     figure.update_yaxes(scaleanchor="x", autorange="reversed")
     return _bare_axes(figure)

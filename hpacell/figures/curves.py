@@ -23,7 +23,7 @@ def _add_curve(figure: go.Figure, log: pd.DataFrame, metric: str, column: int, n
         x=log["epoch"], y=log[metric], name=name, legendgroup=name, showlegend=column == 1, mode="lines+markers",
         line=dict(color=COLOURS[colour], width=2), marker_size=5, row=1, col=column,
         hovertemplate="epoch %{x}: %{y:.4f}<extra>" + name + "</extra>",
-    )
+    )  # fmt: skip
 
 # %% ../../nbs/84_figures.curves.ipynb #1fff9e60
 def figure_training(log: pd.DataFrame, best: str = "val_loss") -> go.Figure:
@@ -48,10 +48,10 @@ def figure_training(log: pd.DataFrame, best: str = "val_loss") -> go.Figure:
         No `epoch` and `loss`, or no row.
     """
     if not {"epoch", "loss"} <= set(log.columns) or log.empty:
-        raise ValueError(f"expected a log with 'epoch' and 'loss' and at least one epoch, got {list(log.columns)}, {len(log)} rows")
-    metrics = ["loss"] + [
-        name for name in log.columns if f"val_{name}" in log and name not in ("epoch", "loss")
-    ]
+        raise ValueError(
+            f"expected a log with 'epoch' and 'loss' and at least one epoch, got {list(log.columns)}, {len(log)} rows"
+        )
+    metrics = ["loss"] + [name for name in log.columns if f"val_{name}" in log and name not in ("epoch", "loss")]
     titles = [metric.replace("_", " ").capitalize() for metric in metrics]
     titles = [title.upper() if title.lower() in ("auc", "pr auc", "roc auc") else title for title in titles]
     figure = make_subplots(1, len(metrics), subplot_titles=titles, horizontal_spacing=0.08)
@@ -75,7 +75,7 @@ def figure_location_scores(scores: pd.DataFrame, metric: str = "average_precisio
     Parameters
     ----------
     scores : DataFrame
-        One row per location: `location` (a column or the index), `n` true cases, `metric`, and `chance` if known. NaN
+        One row per location: `location` (a column or the index), `n_pos` true cases, `metric`, and `chance` if known. NaN
         where a location has no true case: it is named, and left out of the mean.
     metric : str
         Column to show.
@@ -91,31 +91,47 @@ def figure_location_scores(scores: pd.DataFrame, metric: str = "average_precisio
         A column is missing, or there is no row.
     """
     table = scores if "location" in scores else scores.rename_axis("location").reset_index()
-    if not {"n", metric} <= set(table.columns) or table.empty:
-        raise ValueError(f"expected rows with 'n' and {metric!r}, got {list(scores.columns)}: make them with score_locations")
+    if not {"n_pos", metric} <= set(table.columns) or table.empty:
+        raise ValueError(
+            f"expected rows with 'n' and {metric!r}, got {list(scores.columns)}: make them with score_locations"
+        )
     table = table.sort_values(metric, na_position="first", kind="stable")
-    names = [f"{location_title(name)} ({n:,})" for name, n in zip(table["location"], table["n"].astype(int), strict=True)]
+    names = [
+        f"{location_title(name)} ({n:,})" for name, n in zip(table["location"], table["n_pos"].astype(int), strict=True)
+    ]
     word = metric.replace("_", " ")
     text = [" no true case" if np.isnan(value) else f" {value:.2f}" for value in table[metric]]
     figure = go.Figure(go.Bar(
-        x=table[metric].fillna(0), y=names, orientation="h", marker_color=COLOURS["blue"], text=text, textposition="outside",
+        x=table[metric].fillna(0), y=names, orientation="h", marker_color=COLOURS["blue"], text=text,
+        textposition="outside",
         cliponaxis=False, name=word, hovertemplate="%{y}: %{x:.3f}<extra>" + word + "</extra>",
-    ))
+    ))  # fmt: skip
     shown = table[metric].notna()
     below = f"mean over {count_things(int(shown.sum()), 'location')}: {table[metric].mean():.3f}"
     if "chance" in table:
         figure.add_scatter(
-            x=table["chance"].where(shown), y=names, mode="markers", name="chance", hovertemplate="%{y}: %{x:.3f}<extra>chance</extra>",
-            marker=dict(symbol="line-ns-open", size=16, line=dict(width=3, color=COLOURS["orange"]), color=COLOURS["orange"]),
-        )
+            x=table["chance"].where(shown), y=names, mode="markers", name="chance",
+            hovertemplate="%{y}: %{x:.3f}<extra>chance</extra>",
+            marker=dict(symbol="line-ns-open", size=16, line=dict(width=3, color=COLOURS["orange"]),
+            color=COLOURS["orange"]),
+        )  # fmt: skip
         below += f" (chance {table['chance'].where(shown).mean():.3f})"
     if (~shown).any():
         below += f"; {int((~shown).sum())} without a true case left out"
     title = dict(text=f"{word.capitalize()} of each location (number of true cases)", subtitle_text=below)
     figure.update_layout(title=title, height=150 + 26 * len(table), showlegend="chance" in table)
-    return figure.update_xaxes(title=word, range=[0, 1.08], dtick=0.2).update_yaxes(type="category", showgrid=False, ticks="")
+    return figure.update_xaxes(title=word, range=[0, 1.08], dtick=0.2).update_yaxes(
+        type="category", showgrid=False, ticks=""
+    )
 
 # %% ../../nbs/84_figures.curves.ipynb #c0d4bdc0
+def _short(share: float) -> str:
+    """A share in two digits, ".91"; nothing below 0.05."""
+    if share >= 0.995:
+        return "1"
+    return f"{share:.2f}"[1:] if share >= 0.05 else ""
+
+# %% ../../nbs/84_figures.curves.ipynb #9fa0006e
 def figure_confusion(truth: np.ndarray, pred: np.ndarray, locations: Sequence[str] = LOCATIONS) -> go.Figure:
     """Mean predicted probability of each location, for cells with one true location.
 
@@ -140,7 +156,9 @@ def figure_confusion(truth: np.ndarray, pred: np.ndarray, locations: Sequence[st
     """
     truth, pred = np.asarray(truth), np.asarray(pred)
     if truth.shape != pred.shape or truth.ndim != 2 or truth.shape[1] != len(locations):
-        raise ValueError(f"expected two arrays (N, {len(locations)}), got {truth.shape} and {pred.shape}: pass their locations")
+        raise ValueError(
+            f"expected two arrays (N, {len(locations)}), got {truth.shape} and {pred.shape}: pass their locations"
+        )
     hot = truth > 0.5
     single = hot.sum(1) == 1
     if not single.any():
@@ -150,12 +168,15 @@ def figure_confusion(truth: np.ndarray, pred: np.ndarray, locations: Sequence[st
     means = np.stack([pred[single & hot[:, row]].mean(0) for row in rows])
     names = [location_title(location) for location in locations]
     heat = go.Heatmap(
-        z=means, x=names, y=[f"{names[row]} ({numbers[row]:,})" for row in rows], zmin=0, zmax=1, colorscale=AMOUNT_SCALE,
-        text=[[f"{value:.2f}"[1:] if 0.05 <= value < 0.995 else ("1" if value > 0.5 else "") for value in line] for line in means],
-        texttemplate="%{text}", textfont_size=10, xgap=1, ygap=1, colorbar=dict(title=dict(text="mean probability", side="right"), thickness=12, lenmode="pixels", len=180),
+        z=means, x=names, y=[f"{names[row]} ({numbers[row]:,})" for row in rows], zmin=0, zmax=1,
+        colorscale=AMOUNT_SCALE,
+        text=[[_short(value) for value in line] for line in means], texttemplate="%{text}", textfont_size=10, xgap=1,
+        ygap=1,
+        colorbar=dict(title=dict(text="mean probability", side="right"), thickness=12, lenmode="pixels", len=180),
         hovertemplate="true %{y}, predicted %{x}: %{z:.3f}<extra></extra>",
-    )
-    below = f"mean predicted probability in {count_things(int(single.sum()), 'cell')} with one true location (number of cells)"
+    )  # fmt: skip
+    counted = count_things(int(single.sum()), "cell")
+    below = f"mean predicted probability in {counted} with one true location (number of cells)"
     title = dict(text="What is taken for what", subtitle_text=below)
     figure = go.Figure(heat, dict(title=title, height=26 * len(rows) + 260, width=30 * len(names) + 380))
     figure.update_xaxes(title="predicted", tickangle=-45, showgrid=False, ticks="")

@@ -20,7 +20,9 @@ from ..vocabulary import LOCATIONS, LOCATIONS_2018, encode_labels, location_titl
 def _hot_labels(frame: pd.DataFrame, locations: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...], str]:
     """Multi-hot labels (N, L) bool of the labelled fields, the locations, and words that say what was counted."""
     if "labels" not in frame:
-        raise ValueError(f"expected a frame with a column 'labels', got {list(frame.columns)}: make it with catalog_fields")
+        raise ValueError(
+            f"expected a frame with a column 'labels', got {list(frame.columns)}: make it with catalog_fields"
+        )
     labels = frame["labels"].dropna().astype(str)
     labels = labels[labels != ""]
     if labels.empty:
@@ -38,6 +40,14 @@ def _hot_labels(frame: pd.DataFrame, locations: Sequence[str] | None) -> tuple[n
 def _count_axis(most: float, room: float = 1.2) -> dict:
     """An axis of counts with room for text beyond the longest bar, and no half fields."""
     return dict(title="fields", range=[0, max(1, most) * room], dtick=1 if most <= 5 else None)
+
+# %% ../../nbs/81_figures.eda.ipynb #f379cda4
+def _write_beside(figure: go.Figure, totals, names, text) -> None:
+    """Text to the right of stacked bars."""
+    figure.add_scatter(
+        x=totals, y=names, text=text, mode="text", textposition="middle right", cliponaxis=False, showlegend=False,
+        hoverinfo="skip",
+    )  # fmt: skip
 
 # %% ../../nbs/81_figures.eda.ipynb #7dca267a
 def figure_locations(frame: pd.DataFrame, locations: Sequence[str] | None = None) -> go.Figure:
@@ -67,11 +77,13 @@ def figure_locations(frame: pd.DataFrame, locations: Sequence[str] | None = None
     figure = go.Figure()
     for name, rows, colour in (("alone", single, "blue"), ("with others", ~single, "sky")):
         hover = "%{y}: %{x:,} fields " + name + "<extra></extra>"
-        figure.add_bar(x=hot[rows].sum(0)[order], y=names, name=name, orientation="h", marker_color=COLOURS[colour], hovertemplate=hover)
+        counts, paint = hot[rows].sum(0)[order], COLOURS[colour]
+        figure.add_bar(x=counts, y=names, name=name, orientation="h", marker_color=paint, hovertemplate=hover)
     totals = hot.sum(0)[order]
     text = [f" {total:,} ({percent(total, len(hot))})" for total in totals]
-    figure.add_scatter(x=totals, y=names, text=text, mode="text", textposition="middle right", showlegend=False, hoverinfo="skip", cliponaxis=False)
-    title = dict(text=f"Locations of {counted}", subtitle_text=f"{count_things(int(hot.sum()), 'label')}; a field may have several")
+    _write_beside(figure, totals, names, text)
+    below = f"{count_things(int(hot.sum()), 'label')}; a field may have several"
+    title = dict(text=f"Locations of {counted}", subtitle_text=below)
     figure.update_layout(title=title, barmode="stack", height=130 + 24 * len(names), legend_traceorder="normal")
     return figure.update_xaxes(**_count_axis(totals.max())).update_yaxes(showgrid=False, ticks="")
 
@@ -101,9 +113,10 @@ def figure_label_counts(frame: pd.DataFrame, locations: Sequence[str] | None = N
     numbers = np.arange(1, len(fields) + 1)
     text = [f"{n:,}<br>{percent(n, len(hot))}" for n in fields]
     bars = go.Bar(
-        x=numbers, y=fields, text=text, textposition="outside", textangle=0, cliponaxis=False, marker_color=COLOURS["blue"],
+        x=numbers, y=fields, text=text, textposition="outside", textangle=0, cliponaxis=False,
+        marker_color=COLOURS["blue"],
         hovertemplate="%{y:,} fields with %{x} labels<extra></extra>",
-    )
+    )  # fmt: skip
     title = dict(text=f"Labels per field, {counted}", subtitle_text=f"{hot.sum() / len(hot):.2f} on average")
     figure = go.Figure(bars, dict(title=title, height=380, showlegend=False))
     figure.update_xaxes(title="labels of a field", dtick=1, showgrid=False)
@@ -139,10 +152,12 @@ def figure_cooccurrence(frame: pd.DataFrame, locations: Sequence[str] | None = N
     text = np.where(np.isnan(share) | (counts == 0), "", np.char.mod("%.0f", np.nan_to_num(share)))
     rows = [f"{name} ({total:,})" for name, total in zip(names, totals, strict=True)]
     heat = go.Heatmap(
-        z=share, x=names, y=rows, customdata=counts, text=text, texttemplate="%{text}", textfont_size=10, colorscale=AMOUNT_SCALE,
-        zmin=0, xgap=1, ygap=1, colorbar=dict(title=dict(text="% of row", side="right"), thickness=12, lenmode="pixels", len=180), hoverongaps=False,
+        z=share, x=names, y=rows, customdata=counts, text=text, texttemplate="%{text}", textfont_size=10,
+        colorscale=AMOUNT_SCALE,
+        zmin=0, xgap=1, ygap=1, hoverongaps=False,
+        colorbar=dict(title=dict(text="% of row", side="right"), thickness=12, lenmode="pixels", len=180),
         hovertemplate="%{y} with %{x}: %{customdata:,} fields, %{z:.1f} %<extra></extra>",
-    )
+    )  # fmt: skip
     below = "% of the row's fields that have the column's location too"
     title = dict(text=f"Locations that occur together, {counted}", subtitle_text=below)
     side = 26 * len(names)
@@ -172,7 +187,9 @@ def figure_field_sizes(frame: pd.DataFrame, most: int = 15) -> go.Figure:
         No columns `height` and `width`, or no size known.
     """
     if not {"height", "width"} <= set(frame.columns) or frame[["height", "width"]].dropna().empty:
-        raise ValueError(f"expected a frame with known 'height' and 'width', got {list(frame.columns)}: catalog the images too")
+        raise ValueError(
+            f"expected a frame with known 'height' and 'width', got {list(frame.columns)}: catalog the images too"
+        )
     known = frame[["height", "width"]].dropna().astype(int)
     sizes = (known["height"].astype(str) + " × " + known["width"].astype(str)).value_counts(sort=True)
     shown = sizes.iloc[:most]
@@ -182,7 +199,7 @@ def figure_field_sizes(frame: pd.DataFrame, most: int = 15) -> go.Figure:
     bars = go.Bar(
         x=fields[::-1], y=names[::-1], orientation="h", text=[f"{n:,}" for n in fields[::-1]], textposition="outside",
         cliponaxis=False, marker_color=COLOURS["green"], hovertemplate="%{y}: %{x:,} fields<extra></extra>",
-    )
+    )  # fmt: skip
     unknown = len(frame) - len(known)
     below = f"{count_things(len(sizes), 'size')}, height × width in pixels"
     below += f"; {unknown:,} more of unknown size" if unknown else ""
@@ -229,13 +246,16 @@ def figure_group_counts(frame: pd.DataFrame, column: str = "organ", by: str | No
     for number, part in enumerate(table.columns):
         colour = COLOURS["grey"] if part == "unknown" else list(COLOURS.values())[number % 6]
         hover = "%{y}: %{x:,} fields<extra>" + (str(part) if by else "") + "</extra>"
-        figure.add_bar(x=table[part], y=table.index, name=str(part), orientation="h", marker_color=colour, hovertemplate=hover)
+        shared = dict(name=str(part), orientation="h", marker_color=colour, hovertemplate=hover)
+        figure.add_bar(x=table[part], y=table.index, **shared)
     totals = table.sum(axis=1)
     text = [f" {n:,} ({percent(n, len(frame))})" for n in totals]
-    figure.add_scatter(x=totals, y=table.index, text=text, mode="text", textposition="middle right", showlegend=False, hoverinfo="skip", cliponaxis=False)
-    title = f"{column.replace('_', ' ').capitalize()}{' by ' + by.replace('_', ' ') if by else ''} of {count_things(len(frame), 'field')}"
-    figure.update_layout(title=title, barmode="stack", height=150 + 30 * len(table), showlegend=bool(by), legend_traceorder="normal")
-    return figure.update_xaxes(**_count_axis(totals.max())).update_yaxes(type="category", showgrid=False, ticks="")
+    _write_beside(figure, totals, table.index, text)
+    what = (column + (f" by {by}" if by else "")).replace("_", " ").capitalize()
+    title = f"{what} of {count_things(len(frame), 'field')}"
+    figure.update_layout(title=title, barmode="stack", height=150 + 30 * len(table), showlegend=bool(by))
+    figure.update_layout(legend_traceorder="normal").update_yaxes(type="category", showgrid=False, ticks="")
+    return figure.update_xaxes(**_count_axis(totals.max()))
 
 # %% ../../nbs/81_figures.eda.ipynb #81aa47ad
 def figure_ages(frame: pd.DataFrame, by: str = "organ") -> go.Figure:
@@ -260,19 +280,25 @@ def figure_ages(frame: pd.DataFrame, by: str = "organ") -> go.Figure:
     """
     groups = _groups(frame, by)
     if "age" not in frame or frame["age"].isna().all():
-        raise ValueError(f"expected a column 'age' with values, got {list(frame.columns)}: only some catalogs know ages")
+        raise ValueError(
+            f"expected a column 'age' with values, got {list(frame.columns)}: only some catalogs know ages"
+        )
     age = pd.to_numeric(frame["age"])
-    names = frame["field_id"].astype(str) if "field_id" in frame else frame.index.astype(str).to_series(index=frame.index)
+    names = (
+        frame["field_id"].astype(str) if "field_id" in frame else frame.index.astype(str).to_series(index=frame.index)
+    )
     figure = go.Figure()
     for number, group in enumerate(groups[age.notna()].value_counts().index):
         rows = (groups == group) & age.notna()
         figure.add_box(
-            y=age[rows], name=f"{group}<br>n = {rows.sum():,}", text=names[rows], boxpoints="all", jitter=0.5, pointpos=0,
+            y=age[rows], name=f"{group}<br>n = {rows.sum():,}", text=names[rows], boxpoints="all", jitter=0.5,
+            pointpos=0,
             marker=dict(size=4, opacity=0.6), line_width=1.5, marker_color=list(COLOURS.values())[number % 7],
             hovertemplate="%{text}: %{y:g} years<extra></extra>",
-        )
+        )  # fmt: skip
     unknown = int(age.isna().sum())
-    title = dict(text=f"Age by {by.replace('_', ' ')}, {count_things(int(age.notna().sum()), 'field')}")
+    counted = count_things(int(age.notna().sum()), "field")
+    title = dict(text=f"Age by {by.replace('_', ' ')}, {counted}")
     title["subtitle_text"] = f"{unknown:,} more of unknown age" if unknown else ""
     figure.update_layout(title=title, height=440, showlegend=False)
     return figure.update_xaxes(showgrid=False).update_yaxes(title="age, years", rangemode="tozero")

@@ -26,7 +26,7 @@ from ..vocabulary import location_title
 COLOURS = {
     "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "vermilion": "#D55E00",
     "sky": "#56B4E9", "purple": "#CC79A7", "grey": "#8A8A8A", "yellow": "#F0E442",
-}
+}  # fmt: skip
 AMOUNT_SCALE = [[0, "#FFFFFF"], [0.15, "#DCEAF4"], [0.5, "#7FB4D6"], [1, "#004C7A"]]
 
 # %% ../../nbs/80_figures.style.ipynb #952124e4
@@ -35,19 +35,21 @@ def _template() -> go.layout.Template:
     axis = dict(
         automargin=True, showgrid=True, gridcolor="#E6E6E6", zeroline=False, linecolor="#666666", ticks="outside",
         tickcolor="#666666", ticklen=4, ticklabelstandoff=3, title=dict(standoff=8), separatethousands=True,
-    )
+    )  # fmt: skip
     layout = go.Layout(
         font=dict(family="Inter, 'Helvetica Neue', Arial, sans-serif", size=13, color="#222222"),
         title=dict(
             x=0, xref="container", y=1, yref="container", yanchor="top", pad=dict(l=12, t=10), font=dict(size=16),
             subtitle=dict(font=dict(size=12, color="#666666")),
         ),
-        colorway=list(COLOURS.values()), paper_bgcolor="white", plot_bgcolor="white", separators=".,", hovermode="closest",
+        colorway=list(COLOURS.values()), paper_bgcolor="white", plot_bgcolor="white", separators=".,",
+        hovermode="closest",
         margin=dict(l=12, r=24, t=72, b=48), xaxis=axis, yaxis=axis, bargap=0.25, barcornerradius=2,
         colorscale=dict(sequential=AMOUNT_SCALE), hoverlabel=dict(bgcolor="white", font=dict(color="#222222")),
-        modebar=dict(remove=["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "downloadJson", "sendChartToCloud"]),
+        modebar=dict(remove=["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "downloadJson",
+        "sendChartToCloud"]),
         legend=dict(orientation="h", x=1, xanchor="right", y=1.0, yanchor="bottom", title=dict(text="")),
-    )
+    )  # fmt: skip
     return go.layout.Template(layout=layout)
 
 # %% ../../nbs/80_figures.style.ipynb #70757ec9
@@ -85,7 +87,7 @@ class HpacellRenderer(MimetypeRenderer):
         html = pio.to_html(
             fig_dict, full_html=False, include_plotlyjs=self.plotlyjs, include_mathjax=False, validate=False,
             div_id=name, default_height=height, config=config,
-        )
+        )  # fmt: skip
         return {"application/vnd.plotly.v1+json": json.loads(text), "text/html": html}
 
 # %% ../../nbs/80_figures.style.ipynb #4e564934
@@ -100,7 +102,9 @@ def use_hpacell_style(plotlyjs: str | None = None) -> None:
     """
     where = plotlyjs or os.environ.get("HPACELL_PLOTLYJS") or "_static/plotly.min.js"
     if not where.endswith(".js"):
-        raise ValueError(f"expected the path of a script that ends in .js, got {where!r}: give where plotly.min.js lies")
+        raise ValueError(
+            f"expected the path of a script that ends in .js, got {where!r}: give where plotly.min.js lies"
+        )
     pio.templates["hpacell"] = _template()
     pio.templates.default = "hpacell"
     pio.renderers["hpacell"] = HpacellRenderer(where)
@@ -130,7 +134,11 @@ def write_figure(path: str | Path, figure: go.Figure) -> None:
         with write_atomic(script, "w") as file:
             file.write(get_plotlyjs())
     with write_atomic(path, "w") as file:
-        file.write(pio.to_html(figure, include_plotlyjs="plotly.min.js", include_mathjax=False, validate=False, div_id=name[:-5]))
+        file.write(
+            pio.to_html(
+                figure, include_plotlyjs="plotly.min.js", include_mathjax=False, validate=False, div_id=name[:-5]
+            )
+        )
 
 # %% ../../nbs/80_figures.style.ipynb #12cf34d7
 def title_locations(labels: str | Sequence[str]) -> str:

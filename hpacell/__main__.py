@@ -1,0 +1,5 @@
+"""`python -m hpacell` is the command `hpacell`."""
+
+from hpacell.cli import main
+
+raise SystemExit(main())

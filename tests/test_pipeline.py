@@ -1,0 +1,223 @@
+"""Fields to cells to locations, with faults on the way."""
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from pycocotools import mask as coco
+
+from hpacell.cli import main
+from hpacell.feed.store import read_store
+from hpacell.fields.simulate import simulate_fields
+from hpacell.masks.rle import decode_labels_rle
+from hpacell.metrics.submission import read_submission, validate_submission
+from hpacell.models.training import TrainingSettings, train_classifier
+from hpacell.pipeline.extract import ExtractSettings, extract_fields
+from hpacell.pipeline.predict import predict_fields
+from hpacell.pipeline.segment import segment_fields
+
+SMALL = ExtractSettings(size=32)
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory) -> Path:
+    """Six simulated fields, not square."""
+    folder = tmp_path_factory.mktemp("fields")
+    simulate_fields(folder, n_fields=6, seed=3, size=(192, 256))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(fields, tmp_path_factory):
+    return extract_fields(fields, tmp_path_factory.mktemp("store") / "store", labels=fields / "labels.csv", settings=SMALL, workers=1).store
+
+
+@pytest.fixture(scope="module")
+def model(store, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "model"
+    train_classifier(store, folder, TrainingSettings(model_parameters={"filters": (4, 8), "kernels": (5, 3)}, epochs=1, n_folds=3))
+    return folder
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def ids_of(folder: Path) -> list[str]:
+    return sorted(path.name.removesuffix("_blue.png") for path in folder.glob("*_blue.png"))
+
+
+def test_workers_do_not_change_a_byte(fields, store, tmp_path):
+    extract_fields(fields, tmp_path / "store", labels=fields / "labels.csv", settings=SMALL, workers=2)
+    assert content(tmp_path / "store") == content(Path(store.folder))
+
+
+def test_rows_and_crops_belong_together(fields, store):
+    index = store.index
+    assert len(index) == len(store.crops(np.arange(len(store)))) > 20
+    labels = pd.read_csv(fields / "labels.csv", dtype=str)
+    assert set(store.fields["field_id"]) == set(labels["ID"])
+    for field_id, cells in index.groupby("field_id"):
+        image = decode_labels_rle(list(cells["rle"]), (192, 256), list(cells["cell_id"]))
+        assert (np.bincount(image.ravel(), minlength=cells["cell_id"].max() + 1)[cells["cell_id"]] == cells["cell_area"]).all(), field_id
+        assert (cells["cell_ratio"] <= 1).all() and (cells["total_area"] == cells["height"] * cells["width"]).all()
+    assert {"field_id", "cell_id", "row0", "col0", "row1", "col1", "height", "width", "total_area", "cell_area", "cell_ratio", "rle", "labels"} <= set(index)
+
+
+def test_only_what_changed_is_made_again(fields, tmp_path):
+    work = tmp_path / "fields"
+    shutil.copytree(fields, work)
+    run = {"store": tmp_path / "store", "labels": work / "labels.csv", "settings": SMALL, "workers": 1}
+    assert extract_fields(work, **run).n_made == 6
+    assert extract_fields(work, **run).n_made == 0
+    ids = ids_of(work)
+    image = cv2.imread(str(work / f"{ids[1]}_green.png"), cv2.IMREAD_UNCHANGED)
+    image[0, 0] += 1
+    cv2.imwrite(str(work / f"{ids[1]}_green.png"), image)
+    assert extract_fields(work, **run).n_made == 1
+    for path in work.glob(f"{ids[0]}_*.png"):
+        path.unlink()
+    table = pd.read_csv(work / "labels.csv", dtype=str)
+    table.loc[table["ID"] == ids[2], "Label"] = "16"
+    table.to_csv(work / "labels.csv", index=False)
+    report = extract_fields(work, **run)
+    assert report.n_made == 0 and report.n_fields == 5 and report.missing == (ids[0],)
+    assert set(report.store.index.query("field_id == @ids[2]")["labels"]) == {"cytosol"}
+    assert extract_fields(work, tmp_path / "store", labels=run["labels"], settings=ExtractSettings(size=48), workers=1).n_made == 5
+    fresh = extract_fields(work, tmp_path / "fresh", labels=run["labels"], settings=ExtractSettings(size=48), workers=1)
+    old, new = content(tmp_path / "store"), content(Path(fresh.store.folder))
+    assert {name: old[name] for name in old} == {name: new[name] for name in new}
+
+
+def test_bad_fields_are_quarantined_and_mended(fields, tmp_path):
+    work = tmp_path / "fields"
+    shutil.copytree(fields, work)
+    ids = ids_of(work)
+    (work / f"{ids[0]}_red.png").unlink()
+    whole = (work / f"{ids[1]}_blue.png").read_bytes()
+    (work / f"{ids[1]}_blue.png").write_bytes(whole[: len(whole) // 2])
+    cv2.imwrite(str(work / f"{ids[2]}_green.png"), np.zeros((10, 10), np.uint8))
+    report = extract_fields(work, tmp_path / "store", settings=SMALL, workers=2)
+    assert report.quarantine["field_id"].tolist() == ids[:3]
+    assert all(f"{field_id}_" in reason for field_id, reason in zip(ids, report.quarantine["reason"], strict=False))
+    assert len(report.store.fields) == 3
+    (work / f"{ids[1]}_blue.png").write_bytes(whole)
+    report = extract_fields(work, tmp_path / "store", settings=SMALL, workers=1)
+    assert report.quarantine["field_id"].tolist() == [ids[0], ids[2]] and report.n_made <= 3
+
+
+def test_blank_fields_have_no_cells(tmp_path, model):
+    for colour in ("red", "green", "blue", "yellow"):
+        cv2.imwrite(str(tmp_path / f"blank_{colour}.png"), np.zeros((64, 80), np.uint8))
+    report = predict_fields(tmp_path, model, tmp_path / "out", workers=1)
+    assert len(report.cells) == 0 and len(report.extracted.quarantine) == 0
+    lines = (tmp_path / "out" / "submission.csv").read_text().splitlines()
+    assert lines[1].startswith("blank,80,64,")
+    assert validate_submission(tmp_path / "out" / "submission.csv") == []
+
+
+def test_prediction_end_to_end(fields, model, tmp_path):
+    out = tmp_path / "out"
+    report = predict_fields(fields, model, out, workers=1, overlays=2)
+    cells = pd.read_parquet(out / "cells.parquet")
+    names = [name for name in cells if name.startswith("p_")]
+    assert len(cells) == len(report.cells) > 20 and names
+    assert ((cells[names] >= 0) & (cells[names] <= 1)).all().all()
+    assert len(list((out / "overlays").glob("*.png"))) == 2
+    assert validate_submission(out / "submission.csv", report.extracted.store.fields) == []
+    predictions, _ = read_submission(out / "submission.csv")
+    assert set(predictions["field_id"]) == set(cells["field_id"])
+    # Each mask of the file is a mask of the table, and pycocotools reads it alike.
+    known = {(row.field_id, row.rle) for row in cells.itertuples()}
+    assert {(row.field_id, row.rle) for row in predictions.itertuples()} <= known
+    for row in cells.head(5).itertuples():
+        mask = coco.decode({"size": [192, 256], "counts": row.rle.encode()})
+        assert mask.sum() == row.cell_area
+    before = (out / "cells.parquet").read_bytes()
+    again = predict_fields(fields, model, out, workers=1, overlays=0)
+    assert again.extracted.n_made == 0 and (out / "cells.parquet").read_bytes() == before
+
+
+def test_prediction_refuses_other_channels(fields, model, tmp_path):
+    (tmp_path / "nuclei").mkdir()
+    for path in list(fields.glob("*_blue.png"))[:2]:
+        shutil.copy(path, tmp_path / "nuclei" / path.name.replace("_blue", ""))
+    with pytest.raises(ValueError, match="expected crops with channels"):
+        predict_fields(tmp_path / "nuclei", model, tmp_path / "out", channels=["nucleus"], workers=1)
+
+
+def test_segment_writes_label_images(fields, tmp_path):
+    report = segment_fields(fields, tmp_path / "masks", workers=2)
+    assert len(report.fields) == 6 and len(report.quarantine) == 0
+    for row in report.fields.itertuples():
+        nuclei, cells = (cv2.imread(str(tmp_path / "masks" / f"{row.field_id}_{kind}.png"), cv2.IMREAD_UNCHANGED) for kind in ("nuclei", "cells"))
+        assert nuclei.dtype == cells.dtype == np.uint16 and nuclei.shape == cells.shape == (192, 256)
+        assert set(np.unique(nuclei)) == set(np.unique(cells))
+        assert (cells[nuclei > 0] == nuclei[nuclei > 0]).all()
+
+
+def test_segment_nuclei_alone(fields, tmp_path):
+    (tmp_path / "grey").mkdir()
+    for path in list(fields.glob("*_blue.png"))[:2]:
+        shutil.copy(path, tmp_path / "grey" / path.name.replace("_blue", "x"))
+    segment_fields(tmp_path / "grey", tmp_path / "masks", channels=["nucleus"], workers=1)
+    assert sorted(path.name.rsplit("_", 1)[1] for path in (tmp_path / "masks").glob("*.png")) == ["nuclei.png"] * 2
+    store = extract_fields(tmp_path / "grey", tmp_path / "store", settings=SMALL, channels=["nucleus"], workers=1).store
+    assert store.shape == (32, 32, 1) and len(store) > 5
+
+
+def test_command_line(fields, model, tmp_path, capsys):
+    work = tmp_path / "fields"
+    shutil.copytree(fields, work)
+    assert main(["segment", str(work), "--out", str(tmp_path / "masks"), "--workers", "1"]) == 0
+    (work / f"{ids_of(work)[0]}_red.png").write_bytes(b"")
+    assert main(["extract", str(work), "--labels", str(work / "labels.csv"), "--out", str(tmp_path / "store"), "--size", "32", "--workers", "1"]) == 1
+    shown = capsys.readouterr()
+    assert "1 fields quarantined" in shown.err and "Traceback" not in shown.err
+    assert len(pd.read_csv(tmp_path / "store" / "quarantine.csv")) == 1
+    assert len(read_store(tmp_path / "store").fields) == 5
+    assert main(["predict", str(work), "--model", str(model.parent), "--out", str(tmp_path / "out"), "--overlays", "1", "--workers", "1"]) == 1
+    assert main(["simulate", str(tmp_path / "sim"), "--fields", "1", "--size", "128", "--workers", "1"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["extract", "NOWHERE", "--out", "OUT"], "NOWHERE"),
+        (["extract", "EMPTY", "--out", "OUT"], "EMPTY"),
+        (["segment", "FIELDS", "--out", "OUT", "--method", "magic"], "expected a method among classical"),
+        (["segment", "FIELDS", "--out", "OUT", "--border", "sideways"], "border"),
+        (["extract", "FIELDS", "--out", "OUT", "--size", "2"], "expected a crop size"),
+        (["extract", "FIELDS", "--out", "OUT", "--labels", "NOLABELS"], "NOLABELS"),
+        (["extract", "FIELDS", "--out", "OUT", "--workers", "-1"], "expected workers of at least 0"),
+        (["predict", "FIELDS", "--model", "EMPTY", "--out", "OUT"], "expected a classifier"),
+        (["train", "EMPTY", "--out", "OUT"], "make one with hpacell extract"),
+        (["run", "NOPARAMS"], "expected a params file"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(fields, tmp_path, capsys, words, message):
+    (tmp_path / "EMPTY").mkdir()
+    places = {"FIELDS": str(fields)} | {name: str(tmp_path / name) for name in ("NOWHERE", "EMPTY", "OUT", "NOLABELS", "NOPARAMS")}
+    assert main([places.get(word, word) for word in words]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown and len(shown.strip().splitlines()) == 1
+
+
+def test_unknown_commands_and_options(capsys):
+    assert main(["extrct"]) == 2
+    assert main(["extract"]) == 2
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("demo", "simulate", "explore", "extract", "segment", "train", "predict", "run", "runs"))
+
+
+def test_remote_fields(fields, store, tmp_path):
+    import fsspec
+
+    fsspec.filesystem("memory").put(str(fields) + "/", "/bucket/fields/", recursive=True)
+    report = extract_fields("memory://bucket/fields", tmp_path / "store", labels="memory://bucket/fields/labels.csv", settings=SMALL, workers=1)
+    assert len(report.quarantine) == 0
+    assert content(Path(report.store.folder) / "shards") == content(Path(store.folder) / "shards")
