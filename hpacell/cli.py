@@ -67,7 +67,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #f6ed1486
 def _explore(arguments: argparse.Namespace) -> int:
     """Execute the explore workflow."""
-    from hpacell.pipeline.runs import Plan, check_parameters, run_plan
+    from hpacell.pipeline.plan import Plan, check_parameters
+    from hpacell.pipeline.runs import run_plan
 
     values = {"fields": arguments.fields, "labels": arguments.labels, "pattern": arguments.pattern, "channels": arguments.channels}
     given = {name: value for name, value in values.items() if value}

@@ -168,7 +168,7 @@ def test_workflows(path):
 
 
 def test_params_name_known_parameters():
-    from hpacell.pipeline.runs import read_plan
+    from hpacell.pipeline.plan import read_plan
 
     files = sorted((ROOT / "params").glob("*.yaml"))
     assert files
@@ -224,3 +224,11 @@ def test_no_leftovers():
     for path in [*NOTEBOOKS, *WORKFLOWS]:
         for cell in json.loads(path.read_text())["cells"]:
             assert not words.search("".join(cell["source"])), path.name
+
+
+def test_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for cell in cells_of(ROOT / "nbs" / "index.ipynb"):
+        exec(compile(cell.source, "index.ipynb", "exec"), names)
+    assert len(names["cells"]) > 5 and "cell_area" in capsys.readouterr().out

@@ -11,7 +11,8 @@ import yaml
 
 from hpacell.cli import main
 from hpacell.pipeline import runs as runs_module
-from hpacell.pipeline.runs import RunError, check_parameters, list_runs, list_workflows, read_plan, run, workflow_folder
+from hpacell.pipeline.plan import check_parameters, list_workflows, read_plan, workflow_folder, workflow_parameters
+from hpacell.pipeline.runs import RunError, list_runs, run
 
 TINY = {
     "workflows": {
@@ -139,7 +140,7 @@ def test_params_from_an_address():
 
 def test_defaults_fit_their_types():
     for workflow in list_workflows():
-        known = runs_module.workflow_parameters(workflow)
+        known = workflow_parameters(workflow)
         check_parameters(workflow, {name: yaml.safe_load(parameter.default.replace("True", "true")) if parameter.kind != "str" else "" for name, parameter in known.items()})
         assert all(parameter.help for parameter in known.values()), workflow
 

@@ -128,32 +128,43 @@ def _levels(smooth: np.ndarray, noise: float, settings: SegmentationSettings) ->
     return ground, np.linspace(np.sqrt(lowest), np.sqrt(top), settings.levels, endpoint=False) ** 2
 
 # %% ../../nbs/30_cells.segmentation.ipynb #46ce9c24
-WIDE_SHARE = 0.08  # of the field: a convex blob that wide may be a glow, such as that of a whole embryo
-WIDE_COUNT = 6  # so many nuclei in its place make it one
+class _Look(NamedTuple):
+    """Blobs of a field, and the intensities, background and thresholds in which they were found."""
+
+    smooth: np.ndarray
+    ground: float
+    levels: np.ndarray
+    blobs: list[Blob]
 
 # %% ../../nbs/30_cells.segmentation.ipynb #4c688d86
-def _first_look(
-    smooth: np.ndarray, noise: float, settings: SegmentationSettings
-) -> tuple[np.ndarray, float, np.ndarray, list[Blob]]:
-    """Blobs of a field, with the intensities, background and thresholds in which they were found.
-
-    Where a blob covers a good part of the field, ever narrower structures are looked at, until many blobs with edges
-    as sharp as its own take its place; where there are none, it is a nucleus.
-    """
+def _look(smooth: np.ndarray, noise: float, settings: SegmentationSettings, gradient: np.ndarray) -> _Look:
+    """Look for blobs at all thresholds."""
     ground, levels = _levels(smooth, noise, settings)
-    blobs = find_blobs(smooth, levels) if len(levels) else []
-    wide = [blob for blob in blobs if blob.area > WIDE_SHARE * smooth.size]
-    if not wide:
-        return smooth, ground, levels, blobs
+    return _Look(smooth, ground, levels, find_blobs(smooth, levels, gradient=gradient) if len(levels) else [])
+
+# %% ../../nbs/30_cells.segmentation.ipynb #fbfd0e36
+WIDE_SHARE = 0.08  # of the field
+WIDE_COUNT = 6
+
+# %% ../../nbs/30_cells.segmentation.ipynb #b07d3cd4
+def _first_look(smooth: np.ndarray, noise: float, settings: SegmentationSettings) -> _Look:
+    """Blobs of a field, its ground flattened if need be."""
     gradient = edge_strength(smooth)
-    for reach in np.sqrt(smooth.size) * np.array([0.12, 0.06, 0.03]):
-        flat = flatten(smooth, reach)
-        flat_ground, flat_levels = _levels(flat, noise, settings)
-        found = find_blobs(flat, flat_levels, gradient=gradient) if len(flat_levels) else []
-        sharp = [b for b in found if b.solidity > 0.85 and b.edge > 0.5 * wide[0].edge]
-        if len(sharp) >= WIDE_COUNT and not any(blob.area > WIDE_SHARE * smooth.size for blob in found):
-            return flat, flat_ground, flat_levels, found
-    return smooth, ground, levels, blobs
+    look = _look(smooth, noise, settings, gradient)
+    wide = [blob.edge for blob in look.blobs if blob.area > WIDE_SHARE * smooth.size]
+    reaches = np.sqrt(smooth.size) * np.array([0.12, 0.06, 0.03]) if wide else np.zeros(0)
+    if look.blobs and not wide:
+        diameter = typical_diameter([blob.area for blob in look.blobs])
+        seeds = draw_blobs(look.blobs, smooth.shape)
+        around = local_background(smooth, seeds, diameter, look.ground)[seeds > 0] - look.ground
+        if np.median(around / np.maximum(smooth[seeds > 0] - look.ground, 1e-6)) > 0.4:
+            wide, reaches = [0.0], np.array([2.5 * diameter])
+    for reach in reaches:
+        flat = _look(flatten(smooth, reach), noise, settings, gradient)
+        sharp = [blob for blob in flat.blobs if blob.solidity > 0.85 and blob.edge > 0.5 * wide[0]]
+        if len(sharp) >= WIDE_COUNT and not any(blob.area > WIDE_SHARE * smooth.size for blob in flat.blobs):
+            return flat
+    return look
 
 # %% ../../nbs/30_cells.segmentation.ipynb #0d67d821
 def _look_again(
@@ -193,7 +204,7 @@ def _drop_faint(
 # %% ../../nbs/30_cells.segmentation.ipynb #dcce1aef
 def _find_nuclei(nucleus: np.ndarray, cytoplasm: np.ndarray | None, settings: SegmentationSettings) -> np.ndarray:
     """Nuclei of a channel (h, w) float32 in its working size."""
-    smooth = cv2.GaussianBlur(cv2.medianBlur(nucleus, 3), (0, 0), 0.8)
+    smooth = cv2.GaussianBlur(cv2.medianBlur(nucleus, 3), (0, 0), 0.5)
     noise = 1.85 * float(np.median(np.abs(nucleus - cv2.GaussianBlur(nucleus, (0, 0), 1.0))))
     whole, (smooth, ground, levels, blobs) = smooth, _first_look(smooth, noise, settings)
     if not blobs:
@@ -206,7 +217,8 @@ def _find_nuclei(nucleus: np.ndarray, cytoplasm: np.ndarray | None, settings: Se
     height = settings.outline + weight * (settings.halo_outline - settings.outline)
     labels = tidy_labels(regions.cut(height))
     labels = _look_again(smooth, labels, background, levels, diameter, height)
-    labels = join_pieces(cut_pieces(labels, smooth, diameter), smooth, diameter, cytoplasm)
+    wall = None if cytoplasm is None else np.sqrt(cytoplasm)  # evens out bright and dim cells
+    labels = join_pieces(cut_pieces(labels, smooth, diameter), smooth, diameter, wall)
     min_area = settings.min_area if cytoplasm is None else settings.min_cell_area
     return _drop_faint(tidy_labels(labels), smooth, noise, settings, min_area)
 
@@ -257,7 +269,7 @@ def segment_nuclei(
     shape = _work_shape(nucleus.shape, settings.work_pixels)
     labels = np.zeros(shape, np.int32)
     for _ in range(3):  # once, unless the nuclei turn out too small for the size they were looked at in
-        labels = _find_nuclei(_shrink(nucleus, shape), _root(_cytoplasm(image, channels, shape, 1.2)), settings)
+        labels = _find_nuclei(_shrink(nucleus, shape), _cytoplasm(image, channels, shape, 1.2), settings)
         diameter = typical_diameter(np.bincount(labels.ravel())[1:]) if labels.any() else settings.min_work_diameter
         if shape == nucleus.shape or diameter >= settings.min_work_diameter:
             break
@@ -266,11 +278,6 @@ def segment_nuclei(
     if pixel_um:
         labels = tidy_labels(labels, np.pi / 4 * (settings.min_diameter_um / pixel_um) ** 2)
     return labels
-
-# %% ../../nbs/30_cells.segmentation.ipynb #e03186dd
-def _root(image: np.ndarray | None) -> np.ndarray | None:
-    """Square root, which evens out bright and dim cells."""
-    return None if image is None else np.sqrt(image)
 
 # %% ../../nbs/30_cells.segmentation.ipynb #e68dbe88
 def _cell_mask(cytoplasm: np.ndarray, distance: np.ndarray, diameter: float, settings: SegmentationSettings) -> np.ndarray:
