@@ -102,8 +102,23 @@ def _extract(arguments: argparse.Namespace) -> int:
     return _report_quarantine(report.quarantine, f"{report.store.folder}/quarantine.csv")
 
 # %% ../nbs/99_cli.ipynb #76227c9d
+def _load_tensorflow() -> None:
+    """Load TensorFlow without the lines that it prints about itself past every setting."""
+    terminal = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            import tensorflow
+
+            tensorflow.zeros(1)  # the devices are looked for at the first call
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+# %% ../nbs/99_cli.ipynb #59d65654
 def _train(arguments: argparse.Namespace) -> int:
     """Train a classifier and score it on fields it never saw."""
+    _load_tensorflow()
     from hpacell.feed.store import fetch_store, read_store
     from hpacell.models.evaluation import evaluate_classifier
     from hpacell.models.training import TrainingSettings, train_classifier
@@ -117,9 +132,10 @@ def _train(arguments: argparse.Namespace) -> int:
     print(f"{scored}\nmodel in {trained.folder}")
     return 0
 
-# %% ../nbs/99_cli.ipynb #59d65654
+# %% ../nbs/99_cli.ipynb #8380aabc
 def _predict(arguments: argparse.Namespace) -> int:
     """Locations of every cell."""
+    _load_tensorflow()
     from hpacell.pipeline.predict import predict_fields
 
     report = predict_fields(
