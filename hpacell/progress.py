@@ -58,4 +58,4 @@ def progress(items: Iterable[Any] | None = None, total: int | None = None, descr
 
     if target == os.devnull:
         return tqdm(items, disable=True, **shared)
-    return tqdm(items, file=open(target, "w"), leave=False, **shared)  # noqa: SIM115 (closed with the process)
+    return tqdm(items, file=open(target, "w"), leave=False, **shared)

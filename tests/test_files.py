@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpacell.files import (
-    fingerprint, join_path, list_files, path_exists, read_bytes, read_json, read_table, write_atomic, write_json, write_table,
+    fingerprint,
+    join_path,
+    list_files,
+    path_exists,
+    read_bytes,
+    read_json,
+    read_table,
+    write_atomic,
+    write_json,
+    write_table,
 )  # fmt: skip
 from hpacell.settings import read_settings
 from hpacell.vocabulary import LOCATIONS, decode_labels, encode_labels, format_labels, parse_labels

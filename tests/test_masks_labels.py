@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage import measure, segmentation
 
-from hpacell.masks.labels import check_labels, clear_border, enlarge_labels, label_ids, labels_to_masks, masks_to_labels, relabel
+from hpacell.masks.labels import (
+    check_labels,
+    clear_border,
+    enlarge_labels,
+    label_ids,
+    labels_to_masks,
+    masks_to_labels,
+    relabel,
+)
 
 label_images = hnp.arrays(
     st.sampled_from([np.uint8, np.uint16, np.int32, np.int64]), hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=st.integers(0, 9)

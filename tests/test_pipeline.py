@@ -151,7 +151,12 @@ def test_prediction_refuses_other_channels(fields, model, tmp_path):
 
 def test_segment_writes_label_images(fields, tmp_path):
     report = segment_fields(fields, tmp_path / "masks", workers=2)
-    assert len(report.fields) == 6 and len(report.quarantine) == 0
+    assert len(report.fields) == 6 and len(report.quarantine) == 0 and report.n_made == 6
+    with open(tmp_path / "masks" / "done.jsonl", "r+") as file:  # as a kill would leave it: the last line cut short
+        lines = file.read()
+        file.truncate(len(lines) - 20)
+    again = segment_fields(fields, tmp_path / "masks", workers=2)
+    assert again.n_made == 1 and again.fields.equals(report.fields)
     for row in report.fields.itertuples():
         nuclei, cells = (cv2.imread(str(tmp_path / "masks" / f"{row.field_id}_{kind}.png"), cv2.IMREAD_UNCHANGED) for kind in ("nuclei", "cells"))
         assert nuclei.dtype == cells.dtype == np.uint16 and nuclei.shape == cells.shape == (192, 256)

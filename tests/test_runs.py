@@ -72,7 +72,7 @@ def test_a_run_is_listed_and_resumed_without_work(finished, capsys):
 
 
 def test_a_failed_step_is_named_and_done_again(tmp_path):
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"workflows": {"simulate": TINY["workflows"]["simulate"] | {"new_fields": ""}, "extract": {"fields": "{run}/elsewhere", "store": "{run}/store"}}}))
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({"workflows": {"simulate": TINY["workflows"]["simulate"] | {"new_fields": ""}, "extract": {"fields": "{run}/elsewhere", "store": "{run}/store"}}}, sort_keys=False))
     with pytest.raises(RunError, match=r"extract failed: FieldError: expected a folder.*extract.ipynb"):
         run(tmp_path / "two.yaml", runs=tmp_path / "runs")
     folder = next((tmp_path / "runs").iterdir())

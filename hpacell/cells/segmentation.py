@@ -16,7 +16,7 @@ from scipy import ndimage
 from skimage.graph import MCP_Geometric
 from skimage.segmentation import watershed
 
-from .nuclei import SegmentationSettings, find_nuclei
+from .nuclei import DEFAULT_SETTINGS, SegmentationSettings, find_nuclei
 from .outlines import disc_of, tidy_labels, typical_diameter
 from ..masks.labels import enlarge_labels
 from ..vocabulary import CHANNELS
@@ -32,7 +32,10 @@ def _check_image(image: np.ndarray, channels: Sequence[str]) -> np.ndarray:
             "give the channels in the order of the last axis"
         )
     if "nucleus" not in channels:
-        raise ValueError(f"expected a channel nucleus, got {tuple(channels)}: nuclei are needed to find cells")
+        raise ValueError(
+            f"expected a channel nucleus, got {', '.join(channels)}: name the channels in their order, one of them nucleus, "
+            "with --channels or channels="
+        )
     if image.dtype.kind not in "uif" or (image.dtype.kind == "f" and not np.isfinite(image).all()):
         raise ValueError(f"expected finite numbers, got {image.dtype} with other values: repair the image first")
     return image
@@ -69,7 +72,7 @@ def segment_nuclei(
     image: np.ndarray,
     channels: Sequence[str] = CHANNELS,
     pixel_um: float | None = None,
-    settings: SegmentationSettings = SegmentationSettings(),
+    settings: SegmentationSettings = DEFAULT_SETTINGS,
 ) -> np.ndarray:
     """Find the nuclei of a field.
 
@@ -148,7 +151,7 @@ def segment_cells(
     image: np.ndarray,
     nuclei: np.ndarray,
     channels: Sequence[str] = CHANNELS,
-    settings: SegmentationSettings = SegmentationSettings(),
+    settings: SegmentationSettings = DEFAULT_SETTINGS,
 ) -> np.ndarray:
     """Find the cell around each nucleus.
 
@@ -213,7 +216,7 @@ def segment_field(
     channels: Sequence[str] = CHANNELS,
     pixel_um: float | None = None,
     border: str | None = None,
-    settings: SegmentationSettings = SegmentationSettings(),
+    settings: SegmentationSettings = DEFAULT_SETTINGS,
 ) -> Segmentation:
     """Find the nuclei and cells of a field.
 

@@ -237,7 +237,7 @@ def train_classifier(
     valid = make_batches(split, query="split == 'valid'", shuffle=False, **common)
     model = make_classifier(settings.model, store.shape, len(locations), **(settings.model_parameters or {}))
     _compile(model, settings, steps)
-    model.fit(train, validation_data=valid, epochs=settings.epochs, steps_per_epoch=steps, verbose=0, callbacks=_callbacks(folder, settings, steps))  # fmt: skip
+    model.fit(train, validation_data=valid, epochs=settings.epochs, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=_callbacks(folder, settings, steps))  # fmt: skip
     model.load_weights(str(folder / "best.weights.h5"))
     return save_classifier(model, _card(split, settings, locations), folder)
 

@@ -205,4 +205,14 @@ def _override(plan: Plan, text: str) -> None:
         known = sorted({parameter for step in plan.steps for parameter in workflow_parameters(step)})
         _check_known("parameter", name, known)
     for step in chosen:
-        plan.steps[step][name] = yaml.safe_load(value)
+        plan.steps[step][name] = _read_value(value, text)
+
+# %% ../../nbs/88_pipeline.plan.ipynb #70593548
+def _read_value(value: str, text: str) -> object:
+    """A value from the command line, read as YAML; `{run}` stands for a folder, not for a mapping."""
+    if "{run}" in value:
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"expected a YAML value in {text!r}, got {value!r}: put quotes around a text with special signs") from None

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 from importlib import metadata
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from ..progress import PROGRESS_VARIABLE, progress_target
 # %% ../../nbs/93_pipeline.runs.ipynb #b651d1bf
 def _now() -> str:
     """Time in UTC, to the second."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 # %% ../../nbs/93_pipeline.runs.ipynb #7f8abb2d
 def _versions() -> dict[str, str]:
@@ -53,7 +53,7 @@ def _versions() -> dict[str, str]:
 def _new_folder(runs: str | Path, name: str) -> Path:
     """A folder of its own for a new run."""
     make_folder(runs)
-    started = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
         folder = Path(runs) / (f"{name}-{started}" + (f"-{attempt}" if attempt else ""))
         try:
