@@ -425,6 +425,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'hpacell.figures.style.write_figure': ( 'figures.style.html#write_figure',
                                                                                'hpacell/figures/style.py')},
             'hpacell.files': { 'hpacell.files._plain': ('files.html#_plain', 'hpacell/files.py'),
+                               'hpacell.files.check_local': ('files.html#check_local', 'hpacell/files.py'),
                                'hpacell.files.fingerprint': ('files.html#fingerprint', 'hpacell/files.py'),
                                'hpacell.files.is_remote': ('files.html#is_remote', 'hpacell/files.py'),
                                'hpacell.files.join_path': ('files.html#join_path', 'hpacell/files.py'),

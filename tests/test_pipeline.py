@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco
 
 from hpacell.cli import main
-from hpacell.feed.store import read_store
+from hpacell.feed.store import fetch_store, read_store
 from hpacell.fields.simulate import simulate_fields
 from hpacell.masks.rle import decode_labels_rle
 from hpacell.metrics.submission import read_submission, validate_submission
@@ -226,3 +226,18 @@ def test_remote_fields(fields, store, tmp_path):
     report = extract_fields("memory://bucket/fields", tmp_path / "store", labels="memory://bucket/fields/labels.csv", settings=SMALL, workers=1)
     assert len(report.quarantine) == 0
     assert content(Path(report.store.folder) / "shards") == content(Path(store.folder) / "shards")
+
+
+def test_remote_store(fields, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("HPACELL_PATHS_CACHE", str(tmp_path / "cache"))
+    arguments = {"labels": fields / "labels.csv", "settings": SMALL, "workers": 1}
+    assert extract_fields(fields, "memory://bucket/store", **arguments).n_made == 6
+    assert extract_fields(fields, "memory://bucket/store", **arguments).n_made == 0
+    fetched = Path(fetch_store("memory://bucket/store", tmp_path / "fetched"))
+    assert content(fetched / "shards") == content(Path(store.folder) / "shards")
+
+
+def test_what_must_be_local_says_so(fields, model):
+    for call in (lambda: segment_fields(fields, "s3://bucket/masks"), lambda: predict_fields(fields, model, "s3://bucket/out")):
+        with pytest.raises(ValueError, match="expected a local folder"):
+            call()

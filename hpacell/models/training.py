@@ -19,7 +19,7 @@ from ..feed.augment import check_augmentations
 from ..feed.batches import label_locations, make_batches
 from ..feed.store import CropStore
 from ..fields.catalog import split_folds
-from ..files import fingerprint, is_remote, read_bytes, read_json, write_json
+from ..files import check_local, fingerprint, is_remote, read_bytes, read_json, write_json
 from .blocks import keras
 from .zoo import make_classifier
 from ..progress import progress
@@ -224,12 +224,11 @@ def train_classifier(
     ValueError
         The store has too few labelled fields, or none of the locations.
     """
-    settings = settings or TrainingSettings()
+    settings, folder = settings or TrainingSettings(), check_local(folder, "a classifier")
     keras.utils.set_random_seed(settings.seed)
     sides = split_store(store, settings)
     split = CropStore(store.folder, store.manifest, store.index.assign(split=sides), store.fields)
     locations = tuple(locations or label_locations(store.index.loc[sides == "train", "labels"]))
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     steps = -(-int((sides == "train").sum()) // settings.batch_size)
     common = {"locations": locations, "batch_size": settings.batch_size, "seed": settings.seed}

@@ -21,13 +21,14 @@ import hpacell
 from ..cells.crops import crop_cells
 from ..cells.measurements import measure_cells
 from ..cells.segmentation import SEGMENTERS, SegmentationSettings
-from ..feed.store import CropStore, read_store
+from ..feed.store import CropStore, read_store, write_store_to
 from ..feed.writer import StoreWriter
 from ..fields.catalog import read_labels
 from ..fields.read import MAX_PIXELS, FieldError, FieldSource, find_fields, read_field
 from ..files import fingerprint, is_remote, path_exists, path_name, read_bytes, read_json, write_json
 from .engine import Outcome, map_items, workers_of
 from ..progress import progress
+from ..settings import read_settings
 
 # %% ../../nbs/91_pipeline.extract.ipynb #cfef37fd
 @dataclass(frozen=True)
@@ -230,8 +231,9 @@ def extract_fields(
     ----------
     fields : path or str
         Folder, fsspec address or CSV of paths, see `hpacell.fields.read.find_fields`.
-    store : path
-        Local folder of the store; what it holds already is not made again.
+    store : path or str
+        Folder or fsspec address of the store; what it holds already is not made again. A remote store is built in the
+        cache folder of the settings and then copied.
     labels : path, optional
         CSV of image-level labels, see `hpacell.fields.catalog.read_labels`.
     settings : ExtractSettings, optional
@@ -253,6 +255,11 @@ def extract_fields(
     ValueError
         Unknown labels, or duplicate ids.
     """
+    if is_remote(store):  # built on a local disk, where it stays for the next run, and copied
+        built = Path(read_settings().paths_cache) / f"building-{fingerprint(str(store))[:16]}"
+        report = extract_fields(fields, built, labels, settings, pattern, channels, workers)
+        write_store_to(report.store, str(store))
+        return report
     settings = settings or ExtractSettings()
     sources = find_fields(fields, pattern=pattern, channels=channels)
     texts = _label_texts(labels)

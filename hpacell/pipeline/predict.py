@@ -17,7 +17,7 @@ import pandas as pd
 from ..feed.store import CropStore
 from ..fields.find import find_fields
 from ..figures.overlays import write_overlay
-from ..files import write_table
+from ..files import check_local, write_table
 from ..metrics.submission import write_submission
 from ..models.training import TrainedClassifier, load_classifier
 from .engine import map_items, workers_of
@@ -161,8 +161,8 @@ def predict_fields(
     ValueError
         The fields have other channels than the model was trained on.
     """
+    out = check_local(out, "predictions")
     classifier = load_classifier(model)
-    out = Path(out)
     extracted = extract_fields(fields, out / "store", settings=settings_of(classifier), pattern=pattern, channels=channels, workers=workers)
     cells = predict_store(classifier, extracted.store)
     write_table(out / "cells.parquet", cells)

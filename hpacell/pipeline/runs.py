@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ..files import make_folder, read_json, write_atomic, write_json
+from ..files import check_local, read_json, write_atomic, write_json
 from .plan import Plan, read_plan, workflow_folder
 from ..progress import PROGRESS_VARIABLE, progress_target
 
@@ -52,7 +52,7 @@ def _versions() -> dict[str, str]:
 # %% ../../nbs/93_pipeline.runs.ipynb #f00c5d39
 def _new_folder(runs: str | Path, name: str) -> Path:
     """A folder of its own for a new run."""
-    make_folder(runs)
+    check_local(runs, "runs").mkdir(parents=True, exist_ok=True)
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
         folder = Path(runs) / (f"{name}-{started}" + (f"-{attempt}" if attempt else ""))

@@ -18,7 +18,7 @@ import pandas as pd
 from ..cells.segmentation import SEGMENTERS, SegmentationSettings
 from ..fields.picture import write_png
 from ..fields.read import MAX_PIXELS, FieldSource, find_fields, read_field
-from ..files import write_table
+from ..files import check_local, write_table
 from ..masks.labels import label_ids
 from .engine import map_items, workers_of
 from .extract import ExtractSettings, field_keys
@@ -130,7 +130,7 @@ def segment_fields(
         raise ValueError(f"expected a method among {', '.join(SEGMENTERS)}, got {method!r}: choose one of them")
     SegmentationSettings(border=border)  # refuses an unknown rule, before any field is read
     sources = find_fields(fields, pattern=pattern, channels=channels)
-    Path(out).mkdir(parents=True, exist_ok=True)
+    check_local(out, "label images").mkdir(parents=True, exist_ok=True)
     keys = dict(zip(sources, field_keys(sources, ExtractSettings(method=method, border=border), {})[0], strict=True))
     rows = _finished_rows(Path(out))
     todo = [source for source in sources if keys[source] not in rows]
