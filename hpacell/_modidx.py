@@ -617,6 +617,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'hpacell.pipeline.engine._alone': ('pipeline.engine.html#_alone', 'hpacell/pipeline/engine.py'),
                                          'hpacell.pipeline.engine._attempt': ( 'pipeline.engine.html#_attempt',
                                                                                'hpacell/pipeline/engine.py'),
+                                         'hpacell.pipeline.engine._end_with_parent': ( 'pipeline.engine.html#_end_with_parent',
+                                                                                       'hpacell/pipeline/engine.py'),
                                          'hpacell.pipeline.engine._pool': ('pipeline.engine.html#_pool', 'hpacell/pipeline/engine.py'),
                                          'hpacell.pipeline.engine._start_worker': ( 'pipeline.engine.html#_start_worker',
                                                                                     'hpacell/pipeline/engine.py'),

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +53,19 @@ def test_number_of_workers():
     assert workers_of(4, []) == 1
     with pytest.raises(ValueError, match="at least 0"):
         workers_of(-1, [1])
+
+
+def test_workers_end_with_a_killed_run(tmp_path):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(tmp_path)!r})
+from told import tell
+from hpacell.pipeline.engine import map_items
+outcomes = map_items(tell, range(100), workers=2)
+print(*{{next(outcomes).value for _ in range(4)}}, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "told.py").write_text("import os\n\ndef tell(item):\n    return os.getpid()\n")
+    # Workers share the pipe of the output: it ends when the last of them has ended.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL and done.stdout.split()

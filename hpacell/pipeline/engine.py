@@ -8,6 +8,7 @@ __all__ = ['Outcome', 'map_items', 'workers_of']
 # %% ../../nbs/90_pipeline.engine.ipynb #2bf4cc27
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -46,10 +47,17 @@ def _attempt(function: Callable, item: Any) -> Outcome:
 
 # %% ../../nbs/90_pipeline.engine.ipynb #40fad86b
 def _start_worker() -> None:
-    """One thread in each worker: parallelism comes from the number of workers."""
+    """One thread in each worker, since parallelism comes from their number; and none outlives who started it."""
     import cv2
 
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+# %% ../../nbs/90_pipeline.engine.ipynb #97424b70
+def _end_with_parent() -> None:
+    """End this process once the one that started it is gone: a killed run must not leave workers that wait for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 # %% ../../nbs/90_pipeline.engine.ipynb #c8d9d8a6
 def _pool(workers: int) -> ProcessPoolExecutor:
