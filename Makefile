@@ -53,7 +53,7 @@ export: env  ## notebooks -> hpacell/ and README.md
 .PHONY: clean-notebooks
 clean-notebooks: env  ## strip what does not belong into a commit: metadata of notebooks, outputs of workflows
 	@$(BIN)/nbdev-clean
-	@$(BIN)/nbstripout nbs/workflows/*.ipynb
+	@$(BIN)/nbstripout --keep-id nbs/workflows/*.ipynb
 
 .PHONY: check
 check: clean-notebooks export  ## clean and export leave no difference; ruff finds nothing

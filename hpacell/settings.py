@@ -7,11 +7,12 @@ __all__ = ['Settings', 'find_settings', 'read_settings']
 
 # %% ../nbs/02_settings.ipynb #1aa97fee
 import configparser
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+from .vocabulary import check_known
 
 # %% ../nbs/02_settings.ipynb #af7d6eaa
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ def find_settings(folder: str | Path = ".") -> Path | None:
 def _checked(name: str, origin: str) -> str:
     """`name` if it is a setting; otherwise an error that names the nearest one."""
     known = [field.name for field in fields(Settings) if field.name != "source"]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise ValueError(f"{origin}: expected a known setting, got {name!r}: {hint}")
+    try:
+        check_known("setting", name, known)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
     return name
 
 # %% ../nbs/02_settings.ipynb #e7435626

@@ -6,12 +6,13 @@
 __all__ = ['AUGMENTATIONS', 'check_augmentations', 'make_augmenter']
 
 # %% ../../nbs/52_feed.augment.ipynb #da854ffb
-import difflib
 import os
 from collections.abc import Callable, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
+
+from ..vocabulary import check_known
 
 # %% ../../nbs/52_feed.augment.ipynb #d6a33ac5
 def _choose(seed: tf.Tensor, crops: tf.Tensor, changed: tf.Tensor) -> tf.Tensor:
@@ -90,10 +91,7 @@ def check_augmentations(names: Sequence[str]) -> tuple[str, ...]:
         An unknown name; says the nearest known one.
     """
     for name in names:
-        if name not in AUGMENTATIONS:
-            near = difflib.get_close_matches(name, AUGMENTATIONS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(AUGMENTATIONS)}"
-            raise ValueError(f"expected a known augmentation, got {name!r}: {hint}")
+        check_known("augmentation", name, AUGMENTATIONS)
     return tuple(names)
 
 # %% ../../nbs/52_feed.augment.ipynb #0684ce5a

@@ -6,11 +6,11 @@
 __all__ = ['ZOO', 'batch_norm', 'make_classifier']
 
 # %% ../../nbs/62_models.zoo.ipynb #3148c7f5
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 
 from .blocks import conv_block, keras, layers, location_head
+from ..vocabulary import check_known
 
 # %% ../../nbs/62_models.zoo.ipynb #83ae5eac
 def batch_norm(
@@ -72,18 +72,10 @@ def make_classifier(name: str, crop_shape: Sequence[int], n_locations: int, **pa
     ValueError
         An unknown model or parameter; says the nearest known one.
     """
-    _check_name("model", name, ZOO)
+    check_known("model", name, ZOO)
     known = list(inspect.signature(ZOO[name]).parameters)[2:]
     for parameter in parameters:
-        _check_name(f"parameter of {name}", parameter, known)
+        check_known(f"parameter of {name}", parameter, known)
     inputs = keras.Input(tuple(crop_shape), name="crops")
     scaled = layers.Rescaling(1 / 255)(inputs)
     return keras.Model(inputs, ZOO[name](scaled, n_locations, **parameters), name=name)
-
-# %% ../../nbs/62_models.zoo.ipynb #5c016eb9
-def _check_name(kind: str, name: str, known: Sequence[str]) -> None:
-    """An error that names the nearest known one, unless `name` is known."""
-    if name not in known:
-        near = difflib.get_close_matches(name, list(known), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise ValueError(f"expected a known {kind}, got {name!r}: {hint}")

@@ -6,7 +6,6 @@
 __all__ = ['workflow_folder', 'list_workflows', 'Parameter', 'workflow_parameters', 'check_parameters', 'Plan', 'read_plan']
 
 # %% ../../nbs/88_pipeline.plan.ipynb #2f7d7bab
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from ..files import path_stem, read_bytes
+from ..vocabulary import check_known
 
 # %% ../../nbs/88_pipeline.plan.ipynb #d5bb9085
 def workflow_folder() -> Path:
@@ -80,19 +80,11 @@ def workflow_parameters(workflow: str) -> dict[str, Parameter]:
     ValueError
         There is no such workflow; says the nearest one.
     """
-    _check_known("workflow", workflow, list_workflows())
+    check_known("workflow", workflow, list_workflows())
     from papermill import inspect_notebook
 
     found = inspect_notebook(str(workflow_folder() / f"{workflow}.ipynb"))
     return {name: Parameter(name, item["inferred_type_name"], item["default"], item["help"]) for name, item in found.items()}
-
-# %% ../../nbs/88_pipeline.plan.ipynb #9ad5de2a
-def _check_known(kind: str, name: str, known: Sequence[str]) -> None:
-    """An error that names the nearest known one, unless `name` is known."""
-    if name not in known:
-        near = difflib.get_close_matches(str(name), list(known), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise ValueError(f"expected a known {kind}, got {name!r}: {hint}")
 
 # %% ../../nbs/88_pipeline.plan.ipynb #075b9364
 def _fits(value: object, kind: str) -> bool:
@@ -124,7 +116,7 @@ def check_parameters(workflow: str, values: Mapping[str, object]) -> None:
     """
     known = workflow_parameters(workflow)
     for name, value in values.items():
-        _check_known(f"parameter of {workflow}", name, list(known))
+        check_known(f"parameter of {workflow}", name, list(known))
         if not _fits(value, known[name].kind):
             raise ValueError(f"expected {known[name].kind} for {workflow}.{name}, got {value!r}: correct the params file or the -p option")
 
@@ -179,7 +171,7 @@ def read_plan(params: str | Path, overrides: Sequence[str] = (), workflow: str |
         raise ValueError(f"{params}: expected names with values, got {type(content).__name__}: see params/ for examples")
     if "workflows" in content:
         for key in content:
-            _check_known(f"key of {params}", key, ["workflows"])
+            check_known(f"key of {params}", key, ["workflows"])
         steps = {name: dict(values or {}) for name, values in content["workflows"].items()}
     else:
         steps = {workflow or path_stem(params): dict(content)}
@@ -198,12 +190,12 @@ def _override(plan: Plan, text: str) -> None:
         raise ValueError(f"expected key=value, got {text!r}: write e.g. -p size=128")
     step, dot, name = key.strip().rpartition(".")
     if dot:
-        _check_known("workflow of this run", step, list(plan.steps))
+        check_known("workflow of this run", step, list(plan.steps))
     name = name.strip()
     chosen = [step] if dot else [known for known in plan.steps if name in workflow_parameters(known)]
     if not chosen:
         known = sorted({parameter for step in plan.steps for parameter in workflow_parameters(step)})
-        _check_known("parameter", name, known)
+        check_known("parameter", name, known)
     for step in chosen:
         plan.steps[step][name] = _read_value(value, text)
 
