@@ -131,3 +131,12 @@ def test_remote_copy(tmp_path):
     assert content(folder) == content(tmp_path / "store")
     assert fetch_store("memory://stores/copy", tmp_path / "cache") == folder
     assert fetch_store(str(tmp_path / "store"), tmp_path / "cache") == str(tmp_path / "store")
+
+
+def test_nothing_but_a_store_is_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "field_red.png").write_bytes(b"precious")
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "field_red.png"):
+        with pytest.raises(ValueError, match="choose another folder"):
+            StoreWriter(folder, (4, 4, 4), CHANNELS, {}, ["k"])
+    assert (tmp_path / "mine" / "field_red.png").read_bytes() == b"precious"

@@ -22,10 +22,10 @@ from ..cells.crops import crop_cells
 from ..cells.measurements import measure_cells
 from ..cells.segmentation import SEGMENTERS, SegmentationSettings
 from ..feed.store import CropStore, read_store, write_store_to
-from ..feed.writer import StoreWriter
+from ..feed.writer import StoreWriter, check_target
 from ..fields.catalog import read_labels
 from ..fields.read import MAX_PIXELS, FieldError, FieldSource, find_fields, read_field
-from ..files import fingerprint, is_remote, path_exists, path_name, read_bytes, read_json, write_json
+from ..files import fingerprint, is_remote, path_exists, read_bytes, read_json, write_json
 from .engine import Outcome, map_items, workers_of
 from ..progress import progress
 from ..settings import read_settings
@@ -138,7 +138,7 @@ def _signature(path: str) -> str:
     if is_remote(path) or not os.path.exists(path):
         return ""
     status = os.stat(path)
-    return f"{path_name(path)}:{status.st_size}:{status.st_mtime_ns}"
+    return f"{os.path.abspath(path)}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 # %% ../../nbs/91_pipeline.extract.ipynb #fd68fc9d
 def _content_hash(source: FieldSource, known: Mapping[str, str]) -> tuple[str, str]:
@@ -260,6 +260,7 @@ def extract_fields(
         report = extract_fields(fields, built, labels, settings, pattern, channels, workers)
         write_store_to(report.store, str(store))
         return report
+    check_target(store)
     settings = settings or ExtractSettings()
     sources = find_fields(fields, pattern=pattern, channels=channels)
     texts = _label_texts(labels)
