@@ -76,17 +76,17 @@ def path_name(path: str | Path) -> str:
 
 # %% ../nbs/04_files.ipynb #0c1a78f6
 def path_stem(path: str | Path) -> str:
-    """Last part of a path or address without its last suffix.
+    """What `path_name` gives, without its last suffix.
 
     Parameters
     ----------
     path : path or str
-        Local path or address.
+        As for `path_name`.
 
     Returns
     -------
     str
-        The file's name up to its last dot.
+        All up to the last dot.
     """
     return os.path.splitext(path_name(path))[0]
 
@@ -302,6 +302,14 @@ def read_json(path: str | Path) -> dict:
         raise ValueError(f"{path}: expected JSON, got {error}: the file is damaged or of another kind") from None
 
 # %% ../nbs/04_files.ipynb #32a72805
+def _table_suffix(path: str | Path) -> str:
+    """``.parquet`` or ``.csv``, or a clear refusal."""
+    suffix = os.path.splitext(path_name(path))[1].lower()
+    if suffix not in (".parquet", ".csv"):
+        raise ValueError(f"{path}: expected a .parquet or .csv path, got {suffix!r}: name the table so, or convert it first")
+    return suffix
+
+# %% ../nbs/04_files.ipynb #1006e280
 def write_table(path: str | Path, frame: "pd.DataFrame") -> None:
     """Write a table atomically as Parquet or CSV.
 
@@ -317,16 +325,14 @@ def write_table(path: str | Path, frame: "pd.DataFrame") -> None:
     ValueError
         Another suffix.
     """
-    suffix = os.path.splitext(path_name(path))[1].lower()
-    if suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{path}: expected a .parquet or .csv path, got {suffix!r}: name the table so")
+    suffix = _table_suffix(path)
     with write_atomic(path) as file:
         if suffix == ".parquet":
             frame.to_parquet(file, index=False)
         else:
             frame.to_csv(file, index=False)
 
-# %% ../nbs/04_files.ipynb #1006e280
+# %% ../nbs/04_files.ipynb #f13318a5
 def read_table(path: str | Path) -> "pd.DataFrame":
     """Read a Parquet or CSV table.
 
@@ -347,13 +353,10 @@ def read_table(path: str | Path) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    suffix = os.path.splitext(path_name(path))[1].lower()
-    reader = {".parquet": pd.read_parquet, ".csv": pd.read_csv}.get(suffix)
-    if reader is None:
-        raise ValueError(f"{path}: expected a .parquet or .csv table, got {suffix!r}: convert it first")
+    suffix = _table_suffix(path)
     content = read_bytes(path)
     try:
-        return reader(io.BytesIO(content))
+        return {".parquet": pd.read_parquet, ".csv": pd.read_csv}[suffix](io.BytesIO(content))
     except Exception as error:  # pandas and arrow have no common error
         raise ValueError(f"{path}: expected a {suffix} table, got {error}: the file is damaged or of another kind") from None
 

@@ -69,3 +69,27 @@ os.kill(os.getpid(), signal.SIGKILL)
     # Workers share the pipe of the output: it ends when the last of them has ended.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGKILL and done.stdout.split()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+def test_what_workers_import_beforehand_starts_no_threads():
+    # They are forked from the process that imports it: a thread in there could hold a lock for ever. Arrow's allocator
+    # has one of its own, and minds forks.
+    modules = ["hpacell.figures.overlays", "hpacell.pipeline.extract", "hpacell.pipeline.segment"]
+    code = f"import {', '.join(modules)}, sys, pathlib\n" + """
+threads = {path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")}
+print("tensorflow" in sys.modules, *threads - {pathlib.Path("/proc/self/comm").read_text().strip(), "jemalloc_bg_thd"})
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout.split() == ["False"], done.stderr
+
+
+def test_workers_share_what_was_imported_beforehand():
+    code = """
+from hpacell.pipeline.engine import map_items, prepare_workers
+prepare_workers("hpacell.fields.picture")
+print([outcome.value for outcome in map_items(eval, ["'hpacell.fields.picture' in __import__('sys').modules"] * 2, workers=2)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["[True,", "True]"], done.stderr

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hpacell.fields.decode import decode_image
+from hpacell.fields.find import check_has_nucleus
 from hpacell.fields.read import FieldError, FieldSource, find_fields, read_field, to_uint8
 from hpacell.vocabulary import CHANNELS, HPA_COLOURS
 
@@ -494,3 +495,57 @@ def test_real_nuclei(shared_data):
             assert np.array_equal(field.image, read_field(FieldSource("x", (str(flat),), ("nucleus",))).image)
     grey = [read_field(source) for source in find_fields(shared_data / "dsb2018" / "images")[::10]]
     assert sum(field.channels == ("nucleus",) for field in grey) > 40
+
+
+# ---- names that cannot name a file, and calls that cannot work
+
+
+NO_NAMES = ["../x", "a/b", "/etc/x", "a\\b", ".", "..", "", "  ", "a\x00b", "a\nb", "a\rb", "a\r\nb", "a\u2028b"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize("head", ["field_id,path", "path,ID"])
+def test_a_table_cannot_name_a_field_so(tmp_path, name, head):
+    Image.fromarray(planes()[0]).save(tmp_path / "x.png")
+    cells = {"field_id": f'"{name}"', "ID": f'"{name}"', "path": "x.png"}
+    (tmp_path / "fields.csv").write_bytes(f"{head}\n\n{','.join(cells[column] for column in head.split(','))}\n".encode())
+    with pytest.raises(FieldError, match="fields.csv: expected a field's id that can be a file's name, got .* in row") as caught:
+        find_fields(tmp_path / "fields.csv")
+    assert len(str(caught.value).splitlines()) == 1 and ("name the field" in str(caught.value) or "fill it in" in str(caught.value))
+    with pytest.raises(FieldError, match="expected a field's id"):
+        FieldSource(name, ("x.png",))
+
+
+def test_odd_names_that_can_name_a_file(tmp_path):
+    names = ["..a", "B2 site 3", "Zelle_ä", "細胞-1", "a.b", "-x", "a:b*"]
+    rows = "".join(f"{name},{i}.png\n" for i, name in enumerate(names))
+    (tmp_path / "fields.csv").write_text(f"field_id,path\n{rows}", encoding="utf-8")
+    assert sorted(names) == [source.field_id for source in find_fields(tmp_path / "fields.csv")]
+
+
+def test_file_names_that_are_not_text_are_refused_by_name(tmp_path):
+    (tmp_path / "a\nb.png").touch()
+    with pytest.raises(FieldError, match="expected a field's id that can be a file's name, got 'a.*nb'"):
+        find_fields(tmp_path)
+
+
+def test_rows_are_counted_as_a_spreadsheet_does(tmp_path):
+    (tmp_path / "fields.csv").write_text("path\n\nx.png\n\nnotes.txt\n")
+    with pytest.raises(FieldError, match="got notes.txt in row 5"):
+        find_fields(tmp_path / "fields.csv")
+    (tmp_path / "fields.csv").write_text('path\n"' + "x" * 200_000 + '"\n')
+    with pytest.raises(FieldError, match="expected a CSV of paths, got field larger than field limit"):
+        find_fields(tmp_path / "fields.csv")
+
+
+def test_a_call_without_the_nucleus_is_refused_once(tmp_path):
+    write_four(tmp_path)
+    for channels in (["protein"], ["er", "protein"]):
+        with pytest.raises(FieldError, match=f"the channel nucleus, by which cells are found, got {', '.join(channels)}: take it along"):
+            check_has_nucleus(find_fields(tmp_path, channels=channels))
+    for channels in (None, ["nucleus"], ["protein", "nucleus"]):
+        check_has_nucleus(find_fields(tmp_path, channels=channels))
+    (tmp_path / "a_blue.png").unlink()
+    check_has_nucleus(find_fields(tmp_path))  # a missing file of one field is that field's own trouble
+    check_has_nucleus([FieldSource("a", ("a.tif",)), FieldSource("b", ("b.png",), ("protein",))])
+    check_has_nucleus([])

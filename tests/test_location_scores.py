@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
-from hpacell.metrics.locations import _average_precision, _rank, score_locations, summarise_locations
+from hpacell.metrics.locations import (
+    _average_precision,
+    _rank,
+    describe_interval,
+    score_locations,
+    summarise_locations,
+)  # fmt: skip
 from hpacell.vocabulary import LOCATIONS, decode_labels
 
 
@@ -126,8 +132,33 @@ def test_intervals_of_the_summary():
     for name in ("macro_average_precision", "micro_average_precision", "macro_f1", "micro_f1"):
         assert summary[f"{name}_low"] < summary[name] < summary[f"{name}_high"]
     json.dumps(summary, allow_nan=False)
-    plain = summarise_locations(truth, pred)
+    plain = summarise_locations(truth, pred, groups=fields)
     assert {name: summary[name] for name in plain} == plain
+
+
+@pytest.mark.parametrize("n_fields", [1, 2])
+def test_one_field_gives_no_interval(n_fields):
+    truth, pred = example(40)
+    fields = np.repeat([f"field{i}" for i in range(n_fields)], 40 // n_fields)
+    table = score_locations(truth, pred, groups=fields, n_bootstrap=30)
+    summary = summarise_locations(truth, pred, groups=fields, n_bootstrap=30)
+    assert summary["n_groups"] == n_fields
+    bounds = [name for name in table if name.endswith(("_low", "_high"))]
+    shown = describe_interval(summary)
+    if n_fields == 1:
+        assert shown == "no interval: 1 field" and table[bounds].isna().all(axis=None) and len(bounds) == 4
+        assert all(summary[name] is None for name in summary if name.endswith(("_low", "_high")))
+    else:
+        assert shown == "[{macro_average_precision_low:.3f}, {macro_average_precision_high:.3f}]".format(**summary)
+        assert table[bounds].notna().any(axis=None)
+
+
+def test_one_row_alone_gives_no_interval():
+    summary = summarise_locations(["cytosol"], np.full((1, 19), 0.5), n_bootstrap=5)
+    assert describe_interval(summary, group="cell") == "no interval: 1 cell"
+    nothing = summarise_locations(np.zeros((3, 19)), np.full((3, 19), 0.5), n_bootstrap=5)
+    assert describe_interval(nothing) == "no interval: nothing to score"
+    assert describe_interval(summarise_locations([], np.zeros((0, 19)), n_bootstrap=5)) == "no interval: no fields"
 
 
 @pytest.mark.parametrize("n", [0, 3])

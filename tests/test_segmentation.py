@@ -242,3 +242,29 @@ def test_nuclei_outlined_by_people(shared_data):
         image, truth = (cv2.imread(str(folder / part / f"{name}.png"), cv2.IMREAD_UNCHANGED) for part in ("images", "labels"))
         pairs.append((truth, segment_nuclei(image, ["nucleus"])))
     assert pooled(pairs, 0.5) > 0.75 and pooled(pairs, 0.75) > 0.55
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16])
+def test_numbers_of_nuclei_are_kept(simulated, dtype):
+    image = simulated[0].field.image
+    found = segment_field(image)
+    names = np.r_[0, np.random.default_rng(3).permutation(200)[: found.nuclei.max()] + 10].astype(dtype)
+    names[2] = np.iinfo(dtype).max if dtype != np.int64 else 2**31 - 1
+    for kept in (names, names * (np.arange(len(names)) != 4)):  # one of them left out
+        nuclei = kept[found.nuclei]
+        cells = segment_cells(image, nuclei)
+        assert cells.dtype == np.int32 and np.array_equal(label_ids(cells), label_ids(nuclei))
+        assert np.array_equal(cells[nuclei > 0], nuclei[nuclei > 0])
+    assert np.array_equal(segment_cells(image, names[found.nuclei]), names[found.cells])
+
+
+@pytest.mark.parametrize("border", ["nuclei", "cells"])
+def test_cells_at_the_border_are_left_out(simulated, border):
+    image = simulated[0].field.image
+    whole, found = segment_field(image), segment_field(image, border=border)
+    edge = whole.nuclei if border == "nuclei" else whole.cells
+    rims = np.unique(np.concatenate([edge[0], edge[-1], edge[:, 0], edge[:, -1]]))
+    kept = np.setdiff1d(label_ids(whole.cells), rims)
+    check_segmentation(found, image.shape[:2])
+    assert 0 < len(kept) < whole.cells.max()
+    assert np.array_equal(found.cells, np.searchsorted(kept, whole.cells * np.isin(whole.cells, kept)) + np.isin(whole.cells, kept))

@@ -1,15 +1,22 @@
 """Training: no leakage, the same result twice, weights that belong to their card."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from hpacell.feed.writer import StoreWriter
+from hpacell.models.card import CARD_KEYS, find_classifier, load_classifier, save_classifier
 from hpacell.models.evaluation import evaluate_classifier
-from hpacell.models.training import TrainingSettings, load_classifier, split_store, train_classifier
+from hpacell.models.training import TrainingSettings, split_store, train_classifier
 from hpacell.models.zoo import ZOO, make_classifier
 
 CHANNELS = ("microtubules", "protein", "nucleus", "er")
@@ -23,7 +30,7 @@ def store(tmp_path_factory):
     """30 fields of 4 crops; nucleoli are bright in the middle, cytosol at the rim, negative is dark."""
     rng = np.random.default_rng(0)
     keys = [f"k{i}" for i in range(30)]
-    with StoreWriter(tmp_path_factory.mktemp("training") / "store", (16, 16, 4), CHANNELS, {"size": 16}, keys) as writer:
+    with StoreWriter(tmp_path_factory.mktemp("training") / "store", (16, 16, 4), CHANNELS, {"size": 16}) as writer:
         for i, key in enumerate(keys):
             crops = rng.integers(0, 40, (4, 16, 16, 4))
             if i % 3 == 0:
@@ -62,28 +69,182 @@ def test_it_learns_and_repeats(store, tmp_path):
     fields = card["data"]["fields"]
     assert not set(fields["test"]) & (set(fields["train"]) | set(fields["valid"]))
     assert card["scores"]["average_precision"] == pytest.approx(best["macro_average_precision"])
+    assert load_classifier(tmp_path / "a").card == card  # noting the scores left the weights alone
+    assert sorted(os.listdir(tmp_path / "a")) == ["card.json", "log.csv", "model.weights.h5"]
+    assert str(found).endswith("Intervals from 6 fields are rough: label more fields, so that 10 or more are kept for the scores.")
     assert len(pd.read_csv(tmp_path / "a" / "log.csv")) <= SETTINGS.epochs
 
 
-def test_loading_gives_the_same_probabilities(store, tmp_path):
-    trained = train_classifier(store, tmp_path / "model", replace(SETTINGS, epochs=1))
+def of_fields(store, n, folder):
+    """A store of the first n fields."""
+    fields, index = store.fields.head(n), store.index[store.index["field_id"].isin(store.fields["field_id"].head(n))]
+    with StoreWriter(folder, store.shape, CHANNELS, {"size": 16}) as writer:
+        for field in fields.to_dict("records"):
+            rows = np.flatnonzero(index["field_id"] == field["field_id"])
+            cells = index.iloc[rows].reset_index(drop=True)
+            writer.add(field["key"], {name: field[name] for name in ("field_id", "labels")}, cells, store.crops(rows))
+        return writer.finish()
+
+
+def test_one_test_field_gives_no_interval(store, tmp_path):
+    three = of_fields(store, 3, tmp_path / "store")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "unfinished.json").write_text("{}")  # as a kill leaves it; training again makes the folder whole
+    found = evaluate_classifier(train_classifier(three, tmp_path / "model", replace(SETTINGS, epochs=1, n_folds=3)), three)
+    assert found.n_fields == 1 and find_classifier(tmp_path) == tmp_path / "model"
+    for kind, table in found.tables.items():
+        assert table[[name for name in table if name.endswith(("_low", "_high"))]].isna().all(axis=None)
+        assert all(value is None for name, value in found.summaries[kind].items() if name.endswith(("_low", "_high")))
+    shown = str(found)
+    assert shown.startswith("Scores on 1 field (4 cells)")
+    assert shown.endswith("One field gives no interval: label more fields, so that 10 or more are kept for the scores.")
+    if found.summaries[found.headline]["macro_average_precision"] is not None:
+        assert "(no interval: 1 field)" in shown and found.metrics()["interval"] == "no interval: 1 field"
+    else:
+        assert "nothing to score, since none of them shows a location that was learned" in shown
+    json.dumps(found.metrics(), allow_nan=False)
+
+
+def saved(folder, **change):
+    """A classifier that has learned nothing; its folder."""
+    parameters = {"filters": [4], "kernels": [3], "units": 0}
+    card = dict.fromkeys(CARD_KEYS, {}) | {
+        "kind": "classifier", "model": "batch_norm", "model_parameters": parameters, "crop_shape": [16, 16, 4],
+        "channels": list(CHANNELS), "locations": ["cytosol", "nucleoli"],
+    }  # fmt: skip
+    save_classifier(make_classifier("batch_norm", (16, 16, 4), 2, **parameters), card | change, folder)
+    return folder
+
+
+KILLED = """
+import os, signal, sys
+from hpacell.feed.store import read_store
+from hpacell.models import training
+from hpacell.models.blocks import keras
+
+class Kill(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+usual = training._callbacks
+training._callbacks = lambda *arguments: [*usual(*arguments), Kill()]
+small = {"filters": (4,), "kernels": (3,), "units": 0}
+training.train_classifier(read_store(sys.argv[1]), sys.argv[2], training.TrainingSettings(model_parameters=small, epochs=2, augment=()))
+"""
+
+
+def test_a_killed_training_is_no_classifier(store, tmp_path):
+    former = load_classifier(saved(tmp_path / "again"))
+    assert subprocess.run([sys.executable, "-c", KILLED, store.folder, str(tmp_path / "again")], capture_output=True).returncode == -signal.SIGKILL
+    left = sorted(os.listdir(tmp_path / "again"))
+    assert left == ["best.weights.h5", "card.json", "log.csv", "model.weights.h5", "unfinished.json"]
+    with pytest.raises(FileNotFoundError, match="a training that was stopped before its end: train again .* or delete unfinished.json"):
+        load_classifier(tmp_path / "again")
+    fresh = tmp_path / "run" / "model"  # the same kill where nothing lay before
+    fresh.mkdir(parents=True)
+    for name in ("best.weights.h5", "log.csv", "unfinished.json"):
+        shutil.copy(tmp_path / "again" / name, fresh)
+    for path in (fresh, fresh.parent, fresh / "card.json", fresh / "best.weights.h5"):
+        with pytest.raises(FileNotFoundError, match="expected a classifier"):
+            find_classifier(path)
+    with pytest.raises(FileNotFoundError, match="stopped before its end: train again into the same folder$"):
+        find_classifier(fresh.parent)
+    # The former one was not touched.
+    (tmp_path / "again" / "unfinished.json").unlink()
+    np.testing.assert_array_equal(load_classifier(tmp_path / "again").predict(store.crops([0])), former.predict(store.crops([0])))
+
+
+def test_typos_and_other_files_are_no_classifier(tmp_path):
+    model = saved(tmp_path / "run" / "model")
+    (model / "best.weights.h5").write_bytes(b"")
+    for wrong, message in (
+        (model / "modle.weights.h5", "no such file or folder: check the path"),
+        (model / "best.weights.h5", "another file: give a run, a model's folder or its model.weights.h5"),
+        (tmp_path / "rum", "no such file or folder"),
+        (model / "deeper", "no such file or folder"),
+        (model.parent / "card.json", "no such file or folder"),
+        (tmp_path, "a folder without them: give a run"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message) as caught:
+            load_classifier(wrong)
+        assert str(wrong) in str(caught.value) and "card.json" in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    for path in (model.parent, model, model / "card.json", model / "model.weights.h5"):
+        assert find_classifier(path) == model
+    (model / "card.json").unlink()
+    with pytest.raises(FileNotFoundError, match="got model.weights.h5 alone: copy both"):
+        find_classifier(model.parent)
+
+
+@pytest.mark.parametrize("name", CARD_KEYS)
+def test_a_card_that_lacks_something_names_it(tmp_path, name):
+    card = json.loads((saved(tmp_path) / "card.json").read_text())
+    del card[name]
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=f"card.json: expected the card of a classifier, got none of {name}: copy it again"):
+        load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "got none of kind, model, model_parameters, crop_shape"),
+        ("[]", "got none of kind"),
+        ("", "expected JSON"),
+        ("null", "got none of kind"),
+        (None, "got a card of kind 'detector'"),
+    ],
+)
+def test_other_cards_are_refused(tmp_path, text, message):
+    saved(tmp_path, kind="detector")
+    if text is not None:
+        (tmp_path / "card.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_classifier(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory):
+    return train_classifier(store, tmp_path_factory.mktemp("run") / "model", replace(SETTINGS, epochs=1))
+
+
+def test_truth_of_other_fields_is_told_and_left_out(store, trained, tmp_path):
+    (tmp_path / "cells.csv").write_text("field_id,cell_id,labels\nother,1,cytosol\n")
+    found = evaluate_classifier(replace(trained, folder=shutil.copytree(trained.folder, tmp_path / "model")), store, truth=tmp_path)
+    assert found.headline == "fields" and "cells_true" not in found.tables
+    assert "knows none of the 24 test cells; give the folder truth/ of these fields" in str(found)
+    (tmp_path / "cells.csv").write_text("field_id,labels\nother,cytosol\n")
+    with pytest.raises(ValueError, match="cells.csv: expected the columns field_id, cell_id and labels, got none named cell_id"):
+        evaluate_classifier(trained, store, truth=tmp_path)
+
+
+def test_loading_gives_the_same_probabilities(store, trained):
+    folder = Path(trained.folder)
     crops = store.crops(np.arange(7))
-    for path in (tmp_path, tmp_path / "model", tmp_path / "model" / "model.weights.h5", tmp_path / "model" / "card.json"):
+    for path in (folder.parent, folder, folder / "model.weights.h5", folder / "card.json"):
         np.testing.assert_array_equal(load_classifier(path).predict(crops), trained.predict(crops))
     assert trained.predict(crops[:0]).shape == (0, 3)
 
 
-def test_a_remote_model(store, tmp_path):
+def test_a_remote_model(store, trained, tmp_path, monkeypatch):
     import fsspec
 
-    trained = train_classifier(store, tmp_path / "model", replace(SETTINGS, epochs=1))
     system = fsspec.filesystem("memory")
-    system.put(str(tmp_path / "model"), "/models/one", recursive=True)
+    system.put(trained.folder, "/models/one", recursive=True)
     crops = store.crops([0, 1])
     loaded = load_classifier("memory://models/one", cache=tmp_path / "cache")
     np.testing.assert_array_equal(loaded.predict(crops), trained.predict(crops))
-    with pytest.raises(FileNotFoundError, match="expected card.json at"):
+    with pytest.raises(FileNotFoundError, match="expected card.json at memory://models/none, got none: give the address"):
         load_classifier("memory://models/none", cache=tmp_path / "cache")
+    # Without a word the cache is where the settings say; a run, weights or card may be named, too.
+    monkeypatch.setenv("HPACELL_PATHS_CACHE", str(tmp_path / "mine"))
+    monkeypatch.chdir(tmp_path)
+    system.put(trained.folder, "/models/run/model", recursive=True)
+    for address in ("models/one", "models/run", "models/run/model/card.json", "models/one/model.weights.h5"):
+        np.testing.assert_array_equal(load_classifier(f"memory://{address}").predict(crops), trained.predict(crops))
+    assert len(list((tmp_path / "mine").iterdir())) == 1 and not (tmp_path / "data").exists()
+    system.pipe("/models/one/unfinished.json", b"{}")
+    with pytest.raises(FileNotFoundError, match="stopped before its end"):
+        load_classifier("memory://models/one")
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -7,7 +7,7 @@ __all__ = ['BORDERS', 'DEFAULT_SETTINGS', 'WIDE_SHARE', 'WIDE_COUNT', 'Segmentat
 
 # %% ../../nbs/29_cells.nuclei.ipynb #3d3c7ea6
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -102,13 +102,29 @@ def _levels(smooth: np.ndarray, noise: float, settings: SegmentationSettings) ->
     return ground, np.linspace(np.sqrt(lowest), np.sqrt(top), settings.levels, endpoint=False) ** 2
 
 # %% ../../nbs/29_cells.nuclei.ipynb #9d038517
-class _Look(NamedTuple):
+@dataclass(eq=False)
+class _Look:
     """Blobs of a field, and the intensities, background and thresholds in which they were found."""
 
     smooth: np.ndarray
     ground: float
     levels: np.ndarray
     blobs: list[Blob]
+
+    @cached_property
+    def seeds(self) -> np.ndarray:
+        """Label image of the blobs."""
+        return tidy_labels(draw_blobs(self.blobs, self.smooth.shape), 1)
+
+    @cached_property
+    def diameter(self) -> float:
+        """Diameter of the typical blob."""
+        return typical_diameter([blob.area for blob in self.blobs])
+
+    @cached_property
+    def background(self) -> np.ndarray:
+        """Background at each pixel."""
+        return local_background(self.smooth, self.seeds, self.diameter, self.ground)
 
 # %% ../../nbs/29_cells.nuclei.ipynb #7bd51736
 def _look(smooth: np.ndarray, noise: float, settings: SegmentationSettings, gradient: np.ndarray) -> _Look:
@@ -128,11 +144,10 @@ def _first_look(smooth: np.ndarray, noise: float, settings: SegmentationSettings
     wide = [blob.edge for blob in look.blobs if blob.area > WIDE_SHARE * smooth.size]
     reaches = np.sqrt(smooth.size) * np.array([0.12, 0.06, 0.03]) if wide else np.zeros(0)
     if look.blobs and not wide:
-        diameter = typical_diameter([blob.area for blob in look.blobs])
-        seeds = draw_blobs(look.blobs, smooth.shape)
-        around = local_background(smooth, seeds, diameter, look.ground)[seeds > 0] - look.ground
-        if np.median(around / np.maximum(smooth[seeds > 0] - look.ground, 1e-6)) > 0.4:
-            wide, reaches = [0.0], np.array([2.5 * diameter])
+        inside = look.seeds > 0
+        around = look.background[inside] - look.ground
+        if np.median(around / np.maximum(smooth[inside] - look.ground, 1e-6)) > 0.4:
+            wide, reaches = [0.0], np.array([2.5 * look.diameter])
     for reach in reaches:
         flat = _look(flatten(smooth, reach), noise, settings, gradient)
         sharp = [blob for blob in flat.blobs if blob.solidity > 0.85 and blob.edge > 0.5 * wide[0]]
@@ -196,17 +211,15 @@ def find_nuclei(
     """
     smooth = cv2.GaussianBlur(cv2.medianBlur(nucleus, 3), (0, 0), 0.5)
     noise = 1.85 * float(np.median(np.abs(nucleus - cv2.GaussianBlur(nucleus, (0, 0), 1.0))))
-    whole, (smooth, ground, levels, blobs) = smooth, _first_look(smooth, noise, settings)
-    if not blobs:
+    look = _first_look(smooth, noise, settings)
+    if not look.blobs:
         return np.zeros(nucleus.shape, np.int32)
-    seeds = tidy_labels(draw_blobs(blobs, nucleus.shape), 1)
-    diameter = typical_diameter([blob.area for blob in blobs])
-    background = local_background(smooth, seeds, diameter, ground)
-    regions = Regions(smooth, seeds, background, levels[0])
-    weight = halo_weight(smooth, regions.cut(0.45)) if smooth is whole else 0.0
+    flat, smooth, diameter = look.smooth is not smooth, look.smooth, look.diameter
+    regions = Regions(smooth, look.seeds, look.background, look.levels[0])
+    weight = 0.0 if flat else halo_weight(smooth, regions.cut(0.45))
     height = settings.outline + weight * (settings.halo_outline - settings.outline)
     labels = tidy_labels(regions.cut(height))
-    labels = _look_again(smooth, labels, background, levels, diameter, height)
+    labels = _look_again(smooth, labels, look.background, look.levels, diameter, height)
     wall = None if cytoplasm is None else np.sqrt(cytoplasm)  # evens out bright and dim cells
     labels = join_pieces(cut_pieces(labels, smooth, diameter), smooth, diameter, wall)
     min_area = settings.min_area if cytoplasm is None else settings.min_cell_area

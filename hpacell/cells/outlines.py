@@ -129,7 +129,8 @@ def label_values(image: np.ndarray, labels: np.ndarray, how=ndimage.mean) -> np.
         Index it with a label image to get one value at each pixel.
     """
     n = int(labels.max(initial=0))
-    return np.r_[0.0, how(image, labels, np.arange(1, n + 1))] if n else np.zeros(1)
+    inside = labels > 0  # the background is most of a field, and of no use
+    return np.r_[0.0, how(image[inside], labels[inside], np.arange(1, n + 1))] if n else np.zeros(1)
 
 # %% ../../nbs/27_cells.outlines.ipynb #deea034f
 class Regions:
@@ -193,11 +194,13 @@ def halo_weight(smooth: np.ndarray, labels: np.ndarray) -> float:
         return 0.0
     areas = np.bincount(labels.ravel())[1:]
     diameter = float(np.sqrt(4 / np.pi * np.median(areas[areas > 0])))
+    bright, dark = np.median(smooth[objects > 0]), np.percentile(smooth[objects == 0], 20)
+    height, depth = max(bright - dark, 1e-6), dark / max(bright, 1e-6)
+    if depth >= 0.25:
+        return 0.0
     ring, edge = _free_ring(objects, diameter)
     if ring.sum() < 20 or not edge.any():
         return 0.0
-    bright, dark = np.median(smooth[objects > 0]), np.percentile(smooth[objects == 0], 20)
-    height = max(bright - dark, 1e-6)
     light = (np.median(smooth[ring]) - dark) / height
     gradient = cv2.magnitude(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)) / 8
     slope = np.median(gradient[edge]) / height  # of the height, a pixel
@@ -205,7 +208,7 @@ def halo_weight(smooth: np.ndarray, labels: np.ndarray) -> float:
         np.interp(light, [0.045, 0.07, 0.2, 0.3], [0, 1, 1, 0])  # more light is no halo but an uneven ground
         * np.interp(slope * diameter, [3.75, 4.0], [1, 0])
         * np.interp(slope, [0.225, 0.26], [1, 0])
-        * np.interp(dark / max(bright, 1e-6), [0.18, 0.25], [1, 0])
+        * np.interp(depth, [0.18, 0.25], [1, 0])
     )
 
 # %% ../../nbs/27_cells.outlines.ipynb #45d8d818
@@ -262,5 +265,6 @@ def label_contrast(smooth: np.ndarray, labels: np.ndarray, diameter: float) -> n
     enough = np.bincount(near.ravel(), minlength=int(labels.max()) + 1)[1:] >= 5
     around = np.full(len(enough), np.percentile(smooth, 10))
     if enough.any():
-        around[enough] = ndimage.median(smooth, near, np.flatnonzero(enough) + 1)
+        rim = near > 0
+        around[enough] = ndimage.median(smooth[rim], near[rim], np.flatnonzero(enough) + 1)
     return label_values(smooth, labels, ndimage.median)[1:] - around

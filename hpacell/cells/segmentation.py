@@ -18,7 +18,7 @@ from skimage.segmentation import watershed
 
 from .nuclei import DEFAULT_SETTINGS, SegmentationSettings, find_nuclei
 from .outlines import disc_of, tidy_labels, typical_diameter
-from ..masks.labels import enlarge_labels
+from ..masks.labels import enlarge_labels, label_ids, relabel
 from ..vocabulary import CHANNELS
 
 # %% ../../nbs/30_cells.segmentation.ipynb #d0ec8b7c
@@ -47,25 +47,48 @@ def _work_shape(shape: tuple[int, ...], pixels: float) -> tuple[int, int]:
     return shape[:2] if factor < np.sqrt(3) else (max(1, round(shape[0] / factor)), max(1, round(shape[1] / factor)))
 
 # %% ../../nbs/30_cells.segmentation.ipynb #7b4e4c01
-def _shrink(channel: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """One channel as float32 in the working size, averaged, not negative."""
-    dtype = channel.dtype if channel.dtype in (np.uint8, np.uint16, np.float32) else np.float32
-    small = np.ascontiguousarray(channel, dtype)
-    if small.shape != shape:
-        small = cv2.resize(small, shape[::-1], interpolation=cv2.INTER_AREA)
-    small = small.astype(np.float32)
-    return small - min(0.0, float(small.min()))
+class _Planes:
+    """Channels of a field in the working size, float32, averaged, not negative; each is made once."""
+
+    def __init__(self, image: np.ndarray, channels: Sequence[str]):
+        self.image, self.channels = image, list(channels)
+        self.known: dict[tuple, np.ndarray] = {}
+
+    def shrink(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """One channel (h, w)."""
+        if (name, shape) not in self.known:
+            plane = self.image[..., self.channels.index(name)]
+            plane = np.ascontiguousarray(plane, plane.dtype if plane.dtype in (np.uint8, np.uint16, np.float32) else np.float32)
+            if plane.shape != shape:
+                plane = cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_AREA)
+            plane = plane.astype(np.float32)
+            self.known[name, shape] = plane - min(0.0, float(plane.min()))
+        return self.known[name, shape]
+
+    def cytoplasm(self, shape: tuple[int, int], blur: float) -> np.ndarray | None:
+        """Mean of microtubules and endoplasmic reticulum (failing these, the protein), each from 0 to about 1."""
+        names = [name for name in ("microtubules", "er") if name in self.channels]
+        parts = []
+        for name in names or [name for name in ("protein",) if name in self.channels]:
+            part = cv2.GaussianBlur(self.shrink(name, shape), (0, 0), blur)
+            low, high = np.percentile(part, [1, 99.5])
+            parts.append(np.clip((part - low) / max(high - low, 1e-6), 0, 2))
+        return np.mean(parts, axis=0, dtype=np.float32) if parts else None
 
 # %% ../../nbs/30_cells.segmentation.ipynb #2a3a03fc
-def _cytoplasm(image: np.ndarray, channels: Sequence[str], shape: tuple[int, int], blur: float) -> np.ndarray | None:
-    """Mean of microtubules and endoplasmic reticulum (failing these, the protein), each from 0 to about 1."""
-    names = [name for name in ("microtubules", "er") if name in channels] or [n for n in ("protein",) if n in channels]
-    parts = []
-    for name in names:
-        part = cv2.GaussianBlur(_shrink(image[..., list(channels).index(name)], shape), (0, 0), blur)
-        low, high = np.percentile(part, [1, 99.5])
-        parts.append(np.clip((part - low) / max(high - low, 1e-6), 0, 2))
-    return np.mean(parts, axis=0, dtype=np.float32) if parts else None
+def _nuclei_of(planes: _Planes, pixel_um: float | None, settings: SegmentationSettings) -> np.ndarray:
+    """`segment_nuclei` of a checked field."""
+    full = planes.image.shape[:2]
+    shape = _work_shape(full, settings.work_pixels)
+    labels = np.zeros(shape, np.int32)
+    for _ in range(3):  # once, unless the nuclei turn out too small for the size they were looked at in
+        labels = find_nuclei(planes.shrink("nucleus", shape), planes.cytoplasm(shape, 1.2), settings)
+        diameter = typical_diameter(np.bincount(labels.ravel())[1:]) if labels.any() else settings.min_work_diameter
+        if shape == full or diameter >= settings.min_work_diameter:
+            break
+        shape = _work_shape(full, np.prod(shape) * (1.4 * settings.min_work_diameter / max(diameter, 7)) ** 2)
+    labels = enlarge_labels(labels, full)
+    return tidy_labels(labels, np.pi / 4 * (settings.min_diameter_um / pixel_um) ** 2) if pixel_um else labels
 
 # %% ../../nbs/30_cells.segmentation.ipynb #d281d43e
 def segment_nuclei(
@@ -98,20 +121,7 @@ def segment_nuclei(
     ValueError
         The image does not fit the channels, or there is no channel `nucleus`.
     """
-    image = _check_image(image, channels)
-    nucleus = image[..., list(channels).index("nucleus")]
-    shape = _work_shape(nucleus.shape, settings.work_pixels)
-    labels = np.zeros(shape, np.int32)
-    for _ in range(3):  # once, unless the nuclei turn out too small for the size they were looked at in
-        labels = find_nuclei(_shrink(nucleus, shape), _cytoplasm(image, channels, shape, 1.2), settings)
-        diameter = typical_diameter(np.bincount(labels.ravel())[1:]) if labels.any() else settings.min_work_diameter
-        if shape == nucleus.shape or diameter >= settings.min_work_diameter:
-            break
-        shape = _work_shape(nucleus.shape, np.prod(shape) * (1.4 * settings.min_work_diameter / max(diameter, 7)) ** 2)
-    labels = enlarge_labels(labels, nucleus.shape)
-    if pixel_um:
-        labels = tidy_labels(labels, np.pi / 4 * (settings.min_diameter_um / pixel_um) ** 2)
-    return labels
+    return _nuclei_of(_Planes(_check_image(image, channels), channels), pixel_um, settings)
 
 # %% ../../nbs/30_cells.segmentation.ipynb #e68dbe88
 def _cell_mask(cytoplasm: np.ndarray, distance: np.ndarray, diameter: float, settings: SegmentationSettings) -> np.ndarray:
@@ -128,25 +138,41 @@ def _cell_mask(cytoplasm: np.ndarray, distance: np.ndarray, diameter: float, set
     return (mask & (distance < settings.cell_reach * diameter)).astype(np.uint8)
 
 # %% ../../nbs/30_cells.segmentation.ipynb #9e77b8c5
-def _find_cells(nuclei: np.ndarray, image: np.ndarray, channels: Sequence[str], settings: SegmentationSettings) -> np.ndarray:
+def _way_to_nuclei(cytoplasm: np.ndarray, nuclei: np.ndarray, mask: np.ndarray, ring: np.ndarray, diameter: float, contrast: float) -> np.ndarray:
+    """Length (H, W) of the way from the nearest nucleus, dark stretches counting for more."""
+    light = cv2.GaussianBlur(np.sqrt(cytoplasm), (0, 0), max(0.5, 0.04 * diameter))
+    light = np.clip(light / max(float(np.median(light[ring])) if ring.any() else 0.0, 1e-6), 0, 2)
+    cost = np.exp(-contrast * light)
+    inside = (nuclei > 0).astype(np.uint8)
+    deep = cv2.erode(inside, np.ones((3, 3), np.uint8)) > 0
+    rim = (inside > 0) & ~deep
+    cost[inside > 0] = 1e-6
+    cost[(mask == 0) | (deep & rim.any())] = -1  # no way through; none begins deep in a nucleus
+    way, _ = MCP_Geometric(cost).find_costs(np.argwhere(rim if rim.any() else nuclei > 0))
+    way[~np.isfinite(way)] = way[np.isfinite(way)].max()
+    return way
+
+# %% ../../nbs/30_cells.segmentation.ipynb #892ae15c
+def _find_cells(nuclei: np.ndarray, planes: _Planes, settings: SegmentationSettings) -> np.ndarray:
     """Cells around nuclei given in the working size."""
     diameter = float(np.sqrt(4 / np.pi * np.median([n for n in np.bincount(nuclei.ravel())[1:] if n])))
-    cytoplasm = _cytoplasm(image, channels, nuclei.shape, 0.05 * diameter)
+    cytoplasm = planes.cytoplasm(nuclei.shape, 0.05 * diameter)
     distance = cv2.distanceTransform((nuclei == 0).astype(np.uint8), cv2.DIST_L2, 5)
     mask = _cell_mask(cytoplasm, distance, diameter, settings)
     ring = (distance > 0) & (distance < 0.25 * diameter)
-    light = cv2.GaussianBlur(np.sqrt(cytoplasm), (0, 0), max(0.5, 0.04 * diameter))
-    light = np.clip(light / max(float(np.median(light[ring])) if ring.any() else 0.0, 1e-6), 0, 2)
-    cost = np.exp(-settings.cell_contrast * light)
-    cost[nuclei > 0] = 1e-6
-    cost[mask == 0] = -1  # no way through
-    rim = (nuclei > 0) & (cv2.erode((nuclei > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) == 0)
-    starts = np.argwhere(rim if rim.any() else nuclei > 0)
-    way, _ = MCP_Geometric(cost).find_costs(starts)
-    way[~np.isfinite(way)] = way[np.isfinite(way)].max()
+    way = _way_to_nuclei(cytoplasm, nuclei, mask, ring, diameter, settings.cell_contrast)
     return watershed(way, nuclei, mask=mask > 0)
 
-# %% ../../nbs/30_cells.segmentation.ipynb #892ae15c
+# %% ../../nbs/30_cells.segmentation.ipynb #153d30f1
+def _cells_of(planes: _Planes, nuclei: np.ndarray, settings: SegmentationSettings) -> np.ndarray:
+    """`segment_cells` of a checked field whose nuclei (H, W) int32 have small numbers."""
+    shape = _work_shape(nuclei.shape, settings.work_pixels)
+    small = cv2.resize(nuclei, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) if shape != nuclei.shape else nuclei
+    cells = enlarge_labels(_find_cells(small, planes, settings), nuclei.shape) if small.any() else np.zeros_like(nuclei)
+    np.copyto(cells, nuclei, where=nuclei > 0)
+    return cells
+
+# %% ../../nbs/30_cells.segmentation.ipynb #fcc18d77
 def segment_cells(
     image: np.ndarray,
     nuclei: np.ndarray,
@@ -181,15 +207,11 @@ def segment_cells(
         raise ValueError(f"expected nuclei of shape {image.shape[:2]}, got {nuclei.shape}: give those of this field")
     if set(channels) == {"nucleus"}:
         raise ValueError("expected a channel that shows cells, got nothing but nucleus: use segment_nuclei")
-    names, numbers = np.unique(nuclei, return_inverse=True)
-    names, numbers = (names, numbers) if names[0] == 0 else (np.r_[0, names], numbers + 1)
-    numbers = numbers.reshape(nuclei.shape).astype(np.int32)
-    if len(names) == 1:
-        return np.zeros(nuclei.shape, np.int32)
-    shape = _work_shape(nuclei.shape, settings.work_pixels)
-    small = cv2.resize(numbers, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) if shape != nuclei.shape else numbers
-    cells = enlarge_labels(_find_cells(small, image, channels, settings), nuclei.shape) if small.any() else numbers
-    return names[np.where(numbers > 0, numbers, cells)].astype(np.int32)
+    ids = label_ids(nuclei)
+    no_gaps = len(ids) > 0 and ids[-1] == len(ids)
+    numbers = np.asarray(nuclei).astype(np.int32, copy=False) if no_gaps else relabel(nuclei)
+    cells = _cells_of(_Planes(image, channels), numbers, settings)
+    return cells if no_gaps else np.r_[0, ids].astype(np.int32)[cells]
 
 # %% ../../nbs/30_cells.segmentation.ipynb #148723ba
 class Segmentation(NamedTuple):
@@ -199,18 +221,28 @@ class Segmentation(NamedTuple):
     cells: np.ndarray | None  # (H, W) int32, numbered as the nuclei; None where the field shows nothing but nuclei
 
 # %% ../../nbs/30_cells.segmentation.ipynb #2ec750da
-def _drop_border(nuclei: np.ndarray, cells: np.ndarray | None, border: str) -> Segmentation:
-    """Drop cells at the border; number the rest 1, 2, ... in both images."""
-    edge = nuclei if border == "nuclei" or cells is None else cells
+def _ids_kept(nuclei: np.ndarray, cells: np.ndarray | None, border: str) -> np.ndarray:
+    """(N+1,) bool: which numbers stay; never 0."""
     n = int(nuclei.max(initial=0))
-    keep = np.bincount(nuclei.ravel(), minlength=n + 1) > 0
+    keep = np.bincount(nuclei[::4, ::4].ravel(), minlength=n + 1) > 0
+    if not keep[1:].all():  # one pixel of sixteen mostly shows all of them
+        keep = np.bincount(nuclei.ravel(), minlength=n + 1) > 0
     keep[0] = False
     if border != "keep":
+        edge = nuclei if border == "nuclei" or cells is None else cells
         keep[np.unique(np.concatenate([edge[0], edge[-1], edge[:, 0], edge[:, -1]]))] = False
+    return keep
+
+# %% ../../nbs/30_cells.segmentation.ipynb #5496b14b
+def _drop_border(nuclei: np.ndarray, cells: np.ndarray | None, border: str) -> Segmentation:
+    """Drop cells at the border; number the rest 1, 2, ... in both images."""
+    keep = _ids_kept(nuclei, cells, border)
+    if keep[1:].all():
+        return Segmentation(nuclei, cells)
     table = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
     return Segmentation(table[nuclei], None if cells is None else table[cells])
 
-# %% ../../nbs/30_cells.segmentation.ipynb #5496b14b
+# %% ../../nbs/30_cells.segmentation.ipynb #6c6f5083
 def segment_field(
     image: np.ndarray,
     channels: Sequence[str] = CHANNELS,
@@ -245,8 +277,9 @@ def segment_field(
         The image does not fit the channels, there is no channel `nucleus`, or `border` is none of the three.
     """
     settings = settings if border is None else replace(settings, border=border)
-    nuclei = segment_nuclei(image, channels, pixel_um, settings)
-    cells = None if set(channels) == {"nucleus"} else segment_cells(image, nuclei, channels, settings)
+    planes = _Planes(_check_image(image, channels), channels)
+    nuclei = _nuclei_of(planes, pixel_um, settings)
+    cells = None if set(channels) == {"nucleus"} else _cells_of(planes, nuclei, settings)
     return _drop_border(nuclei, cells, settings.border)
 
 # %% ../../nbs/30_cells.segmentation.ipynb #9f5babb6

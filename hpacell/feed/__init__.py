@@ -9,5 +9,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "writer": ["StoreWriter"],
         "augment": ["make_augmenter"],
         "batches": ["make_batches"],
+        "sequence": ["CropSequence"],
+        "bags": ["make_bags"],
+        "export": ["export_store"],
+        "foreign": ["import_crops"],
+        "verify": ["verify_store"],
     },
 )

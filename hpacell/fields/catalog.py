@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .find import FieldSource, find_fields
+from .find import FieldSource, check_field_id, find_fields
 from ..files import read_bytes
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, ORGANS, format_labels, parse_labels
 
@@ -52,13 +52,10 @@ def _read_text_table(path: str) -> pd.DataFrame:
     return table
 
 # %% ../../nbs/12_fields.catalog.ipynb #9a90fbc7
-def _refuse_repeated(ids: pd.Series, path: str) -> None:
-    """Every id once, and none empty."""
-    empty = np.flatnonzero(ids == "")
-    if len(empty):
-        raise ValueError(
-            f"{path}: expected an id in every row, got none in row {empty[0] + 2}: fill it in or drop the row"
-        )
+def _check_ids(ids: pd.Series, path: str) -> None:
+    """Every id once, and each fit to name a file."""
+    for row, field_id in enumerate(ids, 2):
+        check_field_id(field_id, path, f"in row {row}")
     again = ids[ids.duplicated(keep=False)]
     if len(again):
         rows = {name: [str(i + 2) for i in np.flatnonzero(ids == name)[:5]] for name in again.unique()[:3]}
@@ -108,8 +105,8 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        A table of another kind, an unknown label or organ (with row and nearest known name), or an id that occurs
-        twice.
+        A table of another kind, an unknown label or organ (with row and nearest known name), an id that occurs
+        twice, or one that is empty or cannot be a file's name.
     FileNotFoundError
         No such file.
     """
@@ -126,7 +123,7 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     table = table.drop(columns=[c for c in table.columns if c in one_hot or c in ("idx", "in_trainset")])
     table = table.rename(columns={k: v for k, v in _RENAMED.items() if k in table.columns and v not in table.columns})
     table["field_id"] = table["field_id"].str.strip()
-    _refuse_repeated(table["field_id"], path)
+    _check_ids(table["field_id"], path)
     texts = table["labels"].str.strip() if "labels" in table else pd.Series("", index=table.index)
     labels = _each_once(texts, lambda text: parse_labels(text, locations, separator), path)
     table["labels"], table["n_labels"] = labels.map(format_labels).astype(str), labels.map(len).astype("int64")

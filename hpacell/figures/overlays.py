@@ -13,12 +13,12 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from ..fields.picture import composite, draw_outlines, write_png
-from ..fields.read import FieldSource, read_field, to_uint8
+from ..fields.read import MAX_PIXELS, FieldSource, read_field, to_uint8
 from ..masks.rle import decode_labels_rle
 from ..vocabulary import location_title
 
 # %% ../../nbs/86_figures.overlays.ipynb #b356e90e
-def draw_cells(source: FieldSource, cells: pd.DataFrame, width: int = 1024) -> np.ndarray:
+def draw_cells(source: FieldSource, cells: pd.DataFrame, width: int = 1024, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Picture of a field with the outline and the likeliest location of each cell.
 
     Parameters
@@ -29,13 +29,20 @@ def draw_cells(source: FieldSource, cells: pd.DataFrame, width: int = 1024) -> n
         Its cells, with `row0, col0, row1, col1, rle` and columns `p_<location>`.
     width : int
         Width of the picture, pixels.
+    max_pixels : int
+        A field with more is refused.
 
     Returns
     -------
     ndarray, (h, w, 3), uint8
         RGB.
+
+    Raises
+    ------
+    FieldError
+        The field cannot be read any more.
     """
-    field = read_field(source)
+    field = read_field(source, max_pixels=max_pixels)
     height, full = field.image.shape[:2]
     labels = decode_labels_rle(list(cells["rle"]), (height, full))
     rgb = draw_outlines(composite(to_uint8(field.image), field.channels), labels, thickness=max(1, full // 700))
@@ -55,7 +62,7 @@ def _cell_titles(cells: pd.DataFrame) -> list[str]:
     return [f"{titles[i]}\n{row[i]:.2f}" for row, i in zip(best, best.argmax(1), strict=True)] if names else [""] * len(cells)
 
 # %% ../../nbs/86_figures.overlays.ipynb #ede41506
-def write_overlay(item: tuple[FieldSource, pd.DataFrame], folder: str, width: int = 1024) -> str:
+def write_overlay(item: tuple[FieldSource, pd.DataFrame], folder: str, width: int = 1024, max_pixels: int = MAX_PIXELS) -> str:
     """Draw one field's cells and write the picture.
 
     Parameters
@@ -64,8 +71,8 @@ def write_overlay(item: tuple[FieldSource, pd.DataFrame], folder: str, width: in
         The field and its cells, as for `draw_cells`; one argument, so that workers can be handed many.
     folder : str
         Where the picture goes, as ``<field_id>.png``.
-    width : int
-        Width of the picture, pixels.
+    width, max_pixels : int
+        As for `draw_cells`.
 
     Returns
     -------
@@ -74,5 +81,5 @@ def write_overlay(item: tuple[FieldSource, pd.DataFrame], folder: str, width: in
     """
     source, cells = item
     path = str(Path(folder) / f"{source.field_id}.png")
-    write_png(path, draw_cells(source, cells, width))
+    write_png(path, draw_cells(source, cells, width, max_pixels))
     return path

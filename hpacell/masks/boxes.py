@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from .labels import check_labels
+
 # %% ../../nbs/22_masks.boxes.ipynb #fc08b8ab
 class LabelBoxes(NamedTuple):
     """Labels of an image and their boxes, in ascending order of the labels."""
@@ -52,15 +54,7 @@ def find_boxes(labels: np.ndarray) -> LabelBoxes:
     ValueError
         Not a two-dimensional image of integers, or negative labels.
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 2 or labels.dtype.kind not in "iub":
-        raise ValueError(
-            f"expected a label image (H, W) of integers, got shape {labels.shape}, {labels.dtype}: "
-            "pass one number per cell and 0 for background"
-        )
-    if labels.dtype.kind == "i" and labels.min(initial=0) < 0:
-        raise ValueError(f"expected labels of 0 or more, got {labels.min()}: set ignored pixels to 0 first")
-    ids, slices = _found(labels.astype(np.uint8) if labels.dtype == bool else labels)
+    ids, slices = _found(check_labels(labels))
     boxes = [(rows.start, cols.start, rows.stop, cols.stop) for rows, cols in slices]
     return LabelBoxes(ids, np.array(boxes, np.int64).reshape(-1, 4))
 

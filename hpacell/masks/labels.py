@@ -204,13 +204,11 @@ def enlarge_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"expected a shape of at least {labels.shape}, got {tuple(shape)}: this function enlarges only")
     if labels.shape == tuple(shape):
         return labels.astype(np.int32)
-    ids = label_ids(labels)
-    large = _enlarge(relabel(labels), tuple(shape))
-    return np.r_[0, ids].astype(np.int32)[large]
+    return _enlarge(relabel(labels), label_ids(labels).astype(np.int32), tuple(shape))
 
 # %% ../../nbs/20_masks.labels.ipynb #a001efb5
-def _enlarge(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """`enlarge_labels` for numbers without gaps."""
+def _enlarge(labels: np.ndarray, names: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """`enlarge_labels` for numbers without gaps, which become those of `names` (N,)."""
     import cv2
     from scipy import ndimage
 
@@ -225,7 +223,6 @@ def _enlarge(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         start, stop = np.round(low * scale).astype(int), np.round(high * scale).astype(int)
         mask = cv2.resize(mask, (int(stop[1] - start[1]), int(stop[0] - start[0])), interpolation=cv2.INTER_LINEAR)
         view = slice(start[0], stop[0]), slice(start[1], stop[1])
-        more = mask > best[view]
-        best[view][more] = mask[more]
-        large[view][more] = label
+        np.copyto(large[view], names[label - 1], where=mask > best[view])
+        np.maximum(best[view], mask, out=best[view])
     return large

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .labels import check_labels
 from .runs import find_runs, pack_counts, unpack_counts
 
 # %% ../../nbs/24_masks.rle.ipynb #fc1e8d55
@@ -141,17 +142,6 @@ def decode_rle(rle: dict) -> np.ndarray:
     return _paint(_counts_in_frame(rle["counts"], shape), shape)
 
 # %% ../../nbs/24_masks.rle.ipynb #391b1f22
-def _check_label_image(labels: np.ndarray) -> np.ndarray:
-    """The label image as an array, or a clear refusal."""
-    labels = np.asarray(labels)
-    if labels.ndim != 2 or labels.dtype.kind not in "iub":
-        raise ValueError(
-            f"expected a label image (H, W) of integers, got shape {labels.shape}, {labels.dtype}: "
-            "pass one number per cell and 0 for background"
-        )
-    return labels.view(np.uint8) if labels.dtype == bool else labels
-
-# %% ../../nbs/24_masks.rle.ipynb #56a80df1
 def encode_labels_rle(labels: np.ndarray) -> list[str]:
     """COCO counts of every cell of a label image.
 
@@ -170,7 +160,7 @@ def encode_labels_rle(labels: np.ndarray) -> list[str]:
     ValueError
         Not a label image.
     """
-    labels = _check_label_image(labels)
+    labels = check_labels(labels)
     starts, lengths, values = find_runs(labels)
     inside = values > 0
     order = np.argsort(values[inside], kind="stable")  # runs stay column-major within a label

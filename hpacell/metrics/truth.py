@@ -20,7 +20,12 @@ def _read_label_image(path: str) -> np.ndarray:
     """16-bit PNG -> (H, W) int32."""
     import cv2
 
-    return cv2.imdecode(np.frombuffer(read_bytes(path), np.uint8), cv2.IMREAD_UNCHANGED).astype(np.int32)
+    content = np.frombuffer(read_bytes(path), np.uint8)
+    image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
+    if image is None or image.ndim != 2:
+        got = "a file that is none" if image is None else "an image in colours"
+        raise ValueError(f"{path}: expected a label image in grey, got {got}: copy it again")
+    return image.astype(np.int32)
 
 # %% ../../nbs/45_metrics.truth.ipynb #6457b1e3
 def true_labels(index: pd.DataFrame, truth: str | Path, iou: float = 0.5) -> pd.Series:
@@ -45,18 +50,28 @@ def true_labels(index: pd.DataFrame, truth: str | Path, iou: float = 0.5) -> pd.
     ------
     FileNotFoundError
         The folder has no ``cells.csv``.
+    ValueError
+        The table lacks a column, or a label image is damaged or of another size than the field.
     """
     table = join_path(truth, "cells.csv")
     if not path_exists(table):
         raise FileNotFoundError(f"expected cells.csv in {truth}, got none: give the folder truth/ of simulated fields")
-    known = read_table(table).astype({"field_id": str}).fillna({"labels": ""})
+    known = read_table(table)
+    missing = [name for name in ("field_id", "cell_id", "labels") if name not in known]
+    if missing:
+        raise ValueError(f"{table}: expected the columns field_id, cell_id and labels, got none named {missing[0]}: add it")
+    known = known.astype({"field_id": str}).fillna({"labels": ""})
     known = known.set_index(["field_id", "cell_id"])["labels"]
     found = pd.Series(pd.NA, index=index.index, dtype="str")
     for field_id, cells in index.groupby("field_id", sort=False):
         path = join_path(truth, f"{field_id}_cells.png")
         if path_exists(path):
             image = _read_label_image(path)
-            matched = match_labels(image, decode_labels_rle(list(cells["rle"]), image.shape, list(cells["cell_id"])), iou)
+            try:
+                pred = decode_labels_rle(list(cells["rle"]), image.shape, list(cells["cell_id"]))
+            except ValueError as error:
+                raise ValueError(f"{path}: expected a label image of the field's size: {error}") from None
+            matched = match_labels(image, pred, iou)
             partner = dict(zip(matched.pred_ids, matched.truth_ids, strict=True))
             texts = [known.get((field_id, partner.get(cell_id)), pd.NA) for cell_id in cells["cell_id"]]
             found.loc[cells.index] = texts

@@ -15,9 +15,10 @@ import pandas as pd
 
 from ..feed.batches import target_array
 from ..feed.store import CropStore
-from ..metrics.locations import score_locations, summarise_locations
+from ..files import write_json
+from ..metrics.locations import ROUGH_BELOW, describe_interval, score_locations, summarise_locations
 from ..metrics.truth import true_labels
-from .training import TrainedClassifier, save_classifier
+from .card import CARD_NAME, TrainedClassifier
 
 # %% ../../nbs/69_models.evaluation.ipynb #7f6c8af7
 TITLES = {
@@ -39,12 +40,15 @@ class Evaluation:
         Per kind the macro and micro scores.
     n_fields, n_cells : int
         What was scored.
+    notes : tuple of str
+        What else there is to know.
     """
 
     tables: dict[str, pd.DataFrame]
     summaries: dict[str, dict]
     n_fields: int
     n_cells: int
+    notes: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -68,24 +72,37 @@ class Evaluation:
         tables = {kind: table.astype(object).where(table.notna(), None).to_dict("records") for kind, table in self.tables.items()}
         return {
             "scored": TITLES[self.headline], "average_precision": best["macro_average_precision"],
-            "chance": best["macro_chance"], "f1": best["macro_f1"], "n_test_fields": self.n_fields,
-            "n_test_cells": self.n_cells, "summaries": self.summaries, "locations": tables,
+            "interval": describe_interval(best), "chance": best["macro_chance"], "f1": best["macro_f1"],
+            "n_test_fields": self.n_fields, "n_test_cells": self.n_cells, "warning": self.warning, "summaries": self.summaries, "locations": tables,
         }  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [f"Scores on {self.n_fields} fields ({self.n_cells} cells) that were never used for training:"]
-        for kind in self.tables:
-            found = self.summaries[kind]
-            if found["macro_average_precision"] is None:
-                lines.append(f"  {TITLES[kind]}: no location has a positive among them")
-                continue
-            precision, chance = found["macro_average_precision"], found["macro_chance"]
-            lines.append(
-                f"  {TITLES[kind]}: mean average precision {precision:.3f} [{found['macro_average_precision_low']:.3f}, "
-                f"{found['macro_average_precision_high']:.3f}], guessing {chance:.3f}, so {precision / chance:.1f} times chance; "
-                f"macro F1 {found['macro_f1']:.3f}, micro F1 {found['micro_f1']:.3f}"
-            )
-        return "\n".join(lines)
+        fields = f"{self.n_fields} field{'s' * (self.n_fields != 1)}"
+        lines = [f"Scores on {fields} ({self.n_cells} cells) that were never used for training:"]
+        lines += [f"  {TITLES[kind]}: {_describe_scores(self.summaries[kind])}" for kind in self.tables]
+        return "\n".join([*lines, *self.notes, *([self.warning] if self.warning else [])])
+
+    @property
+    def warning(self) -> str:
+        """What to keep in mind where few fields were scored; empty where there are enough."""
+        n = self.summaries[self.headline]["n_groups"]
+        if n >= ROUGH_BELOW:
+            return ""
+        what = f"Intervals from {n} fields are rough" if n > 1 else "One field gives no interval"
+        return f"{what}: label more fields, so that {ROUGH_BELOW} or more are kept for the scores."
+
+# %% ../../nbs/69_models.evaluation.ipynb #19ea28c2
+def _describe_scores(found: dict) -> str:
+    """Macro and micro scores of one kind in a line."""
+    precision, chance = found["macro_average_precision"], found["macro_chance"]
+    if precision is None:
+        return "nothing to score, since none of them shows a location that was learned"
+    interval = describe_interval(found)
+    return (
+        f"mean average precision {precision:.3f} {interval if interval.startswith('[') else f'({interval})'}, "
+        f"guessing {chance:.3f}, so {precision / chance:.1f} times chance; "
+        f"macro F1 {found['macro_f1']:.3f}, micro F1 {found['micro_f1']:.3f}"
+    )
 
 # %% ../../nbs/69_models.evaluation.ipynb #527d6e11
 def field_probabilities(field_ids: Sequence[str], probabilities: np.ndarray) -> pd.DataFrame:
@@ -122,7 +139,7 @@ def evaluate_classifier(
     threshold : float
         A location counts as predicted from this probability on.
     n_bootstrap : int
-        Draws of fields for the 95 % intervals.
+        Draws of fields for the 95 % intervals. There are none where but one field is kept for the scores.
 
     Returns
     -------
@@ -142,17 +159,21 @@ def evaluate_classifier(
     kinds = {"cells_inherited": (inherited, probabilities, cells["field_id"])}
     pooled = field_probabilities(cells["field_id"], probabilities)
     kinds["fields"] = (field_probabilities(cells["field_id"], inherited).to_numpy(), pooled.to_numpy(), pooled.index)
+    notes: tuple[str, ...] = ()
     if truth:
         real = true_labels(cells, truth)
         known = real.notna().to_numpy()
-        real = target_array(pd.DataFrame({"labels": real[known]}), classifier.locations)
-        kinds["cells_true"] = (real, probabilities[known], cells["field_id"][known])
+        if known.any():
+            targets = target_array(pd.DataFrame({"labels": real[known]}), classifier.locations)
+            kinds["cells_true"] = (targets, probabilities[known], cells["field_id"][known])
+        else:  # the training is done: the other scores are worth having
+            notes = (f"No true locations: {truth} knows none of the {len(cells)} test cells; give the folder truth/ of these fields",)
     tables, summaries = {}, {}
     for kind in (kind for kind in TITLES if kind in kinds):
         true, pred, groups = kinds[kind]
         shared = {"locations": classifier.locations, "threshold": threshold, "groups": list(groups), "n_bootstrap": n_bootstrap}
         tables[kind] = score_locations(true, pred, **shared)
         summaries[kind] = summarise_locations(true, pred, **shared)
-    evaluation = Evaluation(tables, summaries, int(cells["field_id"].nunique()), len(cells))
-    save_classifier(classifier.model, {**classifier.card, "scores": evaluation.metrics()}, classifier.folder)
+    evaluation = Evaluation(tables, summaries, int(cells["field_id"].nunique()), len(cells), notes)
+    write_json(Path(classifier.folder) / CARD_NAME, {**classifier.card, "scores": evaluation.metrics()})
     return evaluation

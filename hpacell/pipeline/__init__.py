@@ -5,7 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "extract": ["ExtractSettings", "extract_field", "extract_fields"],
+        "extract": ["ExtractReport", "extract_fields", "repair_store"],
+        "field": ["ExtractSettings", "extract_field"],
         "predict": ["predict_fields", "predict_store"],
         "segment": ["segment_fields"],
         "runs": ["list_runs", "run"],

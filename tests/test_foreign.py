@@ -1,0 +1,293 @@
+"""Stores of crops that somebody else made: pictures, files per channel, arrays; fields, labels, sizes, bad files."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+
+from hpacell.cells.crops import crop_cells
+from hpacell.feed import export as export_module
+from hpacell.feed.export import export_store
+from hpacell.feed.foreign import import_crops
+from hpacell.feed.store import read_store
+from hpacell.fields.catalog import catalog_fields
+from hpacell.fields.find import find_fields
+from hpacell.fields.read import FieldError, read_field
+from hpacell.vocabulary import HPA_COLOURS
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "theirs").mkdir()
+    return tmp_path / "theirs"
+
+
+def of_crop(store, name: str) -> np.ndarray:
+    """The crop with a name."""
+    return store.crops(np.flatnonzero(store.index["crop_id"] == name))[0]
+
+
+def test_grey_colour_and_many_channels(tmp_path, folder, rng):
+    for depth, suffix in ((1, "png"), (3, "png"), (4, "png"), (5, "tif")):
+        mine = folder / str(depth)
+        mine.mkdir()
+        truth = rng.integers(0, 256, (3, 12, 12, depth), np.uint8)
+        for i, crop in enumerate(truth):
+            if suffix == "tif":
+                tifffile.imwrite(mine / f"f_{i}.tif", np.moveaxis(crop, 2, 0), photometric="minisblack", metadata={"axes": "CYX"})
+            else:
+                Image.fromarray(crop.squeeze()).save(mine / f"f_{i}.png")
+        store = import_crops(mine, tmp_path / f"store{depth}")
+        kept = 3 if depth == 4 else depth  # alpha goes
+        np.testing.assert_array_equal(store.crops(range(3)), truth[..., :kept])
+        assert store.index["field_id"].tolist() == ["f"] * 3 and store.index["cell_id"].tolist() == [0, 1, 2]
+    store = import_crops(folder / "4", tmp_path / "named", channels=["microtubules", "protein", "nucleus", "er"])
+    assert store.shape == (12, 12, 4) and store.channels[3] == "er"
+
+
+@pytest.mark.parametrize("words", [("red", "green", "blue", "yellow"), ("microtubules", "protein", "nucleus", "er")])
+def test_a_file_for_each_channel(tmp_path, folder, rng, words):
+    truth = rng.integers(0, 256, (2, 10, 10, 4), np.uint8)
+    for i, crop in enumerate(truth):
+        for channel, word in enumerate(words):
+            Image.fromarray(crop[..., channel]).save(folder / f"plate_a_{i + 3}_{word}.png")
+    store = import_crops(folder, tmp_path / "store")
+    assert store.channels == tuple(HPA_COLOURS.values())
+    np.testing.assert_array_equal(store.crops([0, 1]), truth)
+    assert store.index[["field_id", "cell_id"]].values.tolist() == [["plate_a", 3], ["plate_a", 4]]
+
+
+def test_patterns_and_words(tmp_path, folder, rng):
+    for i in range(2):
+        (folder / f"w{i}").mkdir()
+        for word in ("w1", "w2"):
+            Image.fromarray(rng.integers(0, 256, (9, 9), np.uint8)).save(folder / f"w{i}" / f"crop{i}-{word}.png")
+    store = import_crops(folder, tmp_path / "store", pattern="*/{field_id}-{channel}.png", channels=["w2=protein", "w1=nucleus"])
+    assert store.channels == ("protein", "nucleus") and store.index["field_id"].tolist() == ["crop0", "crop1"]
+    np.testing.assert_array_equal(store.crops([1])[0, ..., 0], cv2.imread(str(folder / "w1" / "crop1-w2.png"), 0))
+
+
+def test_a_colour_picture_that_shows_one_colour_keeps_its_channels(tmp_path, folder, rng):
+    blue = np.zeros((8, 8, 3), np.uint8)
+    blue[..., 2] = rng.integers(1, 256, (8, 8))
+    for i in range(5):
+        Image.fromarray(blue).save(folder / f"blue_{i}.png")
+    assert import_crops(folder, tmp_path / "one").shape == (8, 8, 1)
+    full = rng.integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(full).save(folder / "full_1.png")
+    store = import_crops(folder, tmp_path / "three")
+    assert store.shape == (8, 8, 3) and not len(store.quarantine)
+    np.testing.assert_array_equal(of_crop(store, "blue_2"), blue)
+    np.testing.assert_array_equal(of_crop(store, "full_1"), full)
+
+
+def test_sizes(tmp_path, folder, rng):
+    crops = {"a_1": (16, 16), "a_2": (16, 16), "a_3": (32, 16), "b_1": (5, 40), "b_2": (3, 3)}
+    crops = {name: rng.integers(1, 256, (*shape, 3), np.uint8) for name, shape in crops.items()}
+    for name, crop in crops.items():
+        Image.fromarray(crop).save(folder / f"{name}.png")
+    store = import_crops(folder, tmp_path / "store")
+    assert store.shape == (16, 16, 3)
+    assert store.index.set_index("crop_id")[["height", "width"]].T.to_dict("list") == {name: list(crop.shape[:2]) for name, crop in crops.items()}
+    np.testing.assert_array_equal(of_crop(store, "a_2"), crops["a_2"])
+    tall = of_crop(store, "a_3")  # aspect kept, padded left and right
+    assert tall[:, 4:12].all(axis=2).mean() > 0.99 and not tall[:, :4].any() and not tall[:, 12:].any()
+    for name, crop in crops.items():  # as a field's cells are fitted
+        expected = crop_cells(crop, np.ones(crop.shape[:2], np.int32), 16, clear_outside=False, clean_protein=False, channels=store.channels)[0]
+        np.testing.assert_array_equal(of_crop(store, name), expected)
+    assert import_crops(folder, tmp_path / "large", size=50).shape == (50, 50, 3)
+
+
+def test_sixteen_bits_are_scaled_by_the_field(tmp_path, folder):
+    dim, bright = np.full((8, 8), 200, np.uint16), np.full((8, 8), 4000, np.uint16)
+    for name, crop in (("f_1", dim), ("f_2", bright), ("g_1", dim)):
+        cv2.imwrite(str(folder / f"{name}.png"), crop)
+    store = import_crops(folder, tmp_path / "store")
+    assert [of_crop(store, name)[0, 0, 0] for name in ("f_1", "f_2", "g_1")] == [200 >> 4, 4000 >> 4, 200]
+
+
+def test_bad_crops_are_passed_over(tmp_path, folder, rng):
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"f_{i}.png")
+    (folder / "f_2.png").write_bytes((folder / "f_2.png").read_bytes()[:50])
+    (folder / "g_1.png").write_bytes(b"")
+    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / "grey_1.png")
+    store = import_crops(folder, tmp_path / "store")
+    assert store.index["cell_id"].tolist() == [0, 1, 3, 4, 5] and len(store.fields) == 1
+    reasons = store.quarantine.set_index("field_id")["reason"]
+    assert sorted(reasons.index) == ["f_2", "g_1", "grey_1"]
+    assert "ends early" in reasons["f_2"] and "empty file" in reasons["g_1"] and "expected 3 channels" in reasons["grey_1"]
+    for path in folder.glob("f_*"):
+        path.write_bytes(b"")
+    (folder / "grey_1.png").unlink()
+    with pytest.raises(FieldError, match="expected at least one readable crop, got none of 7"):
+        import_crops(folder, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_labels_of_crops_and_of_fields(tmp_path, folder, rng):
+    for name in ("a_1", "a_2", "alone", "b_1"):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{name}.png")
+    table = tmp_path / "mine.csv"
+    table.write_text("Id,Target\na,0 16\na_2,25\nalone,8\n")
+    store = import_crops(folder, tmp_path / "store", labels=table)
+    assert store.index.set_index("crop_id")["labels"].to_dict() == {"a_1": "nucleoplasm|cytokinetic_bridge", "a_2": "cytosol", "alone": "peroxisomes", "b_1": ""}
+    assert store.fields.set_index("field_id")["labels"].to_dict()["a"] == "nucleoplasm|cytosol|cytokinetic_bridge"
+    table.write_text("ID,Label,Field,cell_id,stage,area\na_1,2,p1,5,G1,3.5\na_2,,p1,,S,\nalone,Golgi apparatus,,,,\n")
+    store = import_crops(folder, tmp_path / "rows", labels=table)
+    rows = store.index.set_index("crop_id")
+    assert rows["field_id"].to_dict() == {"a_1": "p1", "a_2": "p1", "alone": "alone", "b_1": "b"}
+    assert rows["labels"].to_dict() == {"a_1": "nucleoli", "a_2": "", "alone": "golgi_apparatus", "b_1": ""}
+    assert rows.loc["a_1", "stage"] == "G1" and rows.loc["a_1", "area"] == 3.5 and not rows.duplicated(["field_id", "cell_id"]).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ID,Label\nother,2\n", "expected rows for the crops, got none"),
+        ("ID,Label\na_1,nukleoli\n", "did you mean 'nucleoli'"),
+        ("id,field,label\na_1,f,nukleoli\n", "did you mean 'nucleoli'"),
+        ("id,field,label\na_1,f,\na_1,g,\n", "got a_1 twice"),
+        ("id,field,label\na_1,../f,\n", "can be a file's name"),
+        ("name,what\na_1,2\n", "expected the columns"),
+        ("ID,Label\na_1,2\na_1,3\n", "repeated"),
+        ('id,"field\n', "expected a table of crops"),
+    ],
+)
+def test_wrong_tables_are_named(tmp_path, folder, rng, text, message):
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "a_1.png")
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        import_crops(folder, tmp_path / "store", labels=tmp_path / "labels.csv")
+    assert "labels.csv" in str(caught.value) and not (tmp_path / "store").exists()
+
+
+def test_cells_are_counted_anew_where_numbers_repeat(tmp_path, folder, rng):
+    for name in ("f_1", "f_01", "f_2", "g_7", "x_12345678901234567890"):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{name}.png")
+    rows = import_crops(folder, tmp_path / "store").index
+    assert sorted(rows.loc[rows["field_id"] == "f", "cell_id"]) == [1, 2, 3]
+    assert rows.set_index("crop_id").loc["g_7", "cell_id"] == 7
+    assert "x_12345678901234567890" in set(rows["field_id"])
+
+
+def test_arrays(tmp_path, rng):
+    truth = rng.integers(0, 256, (5, 12, 8, 4), np.uint8)
+    np.save(tmp_path / "cells.npy", truth)
+    store = import_crops(tmp_path / "cells.npy", tmp_path / "alone")
+    assert len(store.fields) == 5 and store.shape == (12, 12, 4) and store.index["field_id"][3] == "cells-0000003"
+    np.testing.assert_array_equal(store.crops(range(5))[:, :, 2:10], truth)
+    table = pd.DataFrame({"field_id": ["b", "a", "b", "a", "c"], "cell_id": [1, 1, 2, 2, 1], "labels": ["cytosol"] * 5, "score": np.arange(5) / 2})
+    table.to_parquet(tmp_path / "cells.parquet")
+    store = import_crops(tmp_path / "cells.npy", tmp_path / "rows")
+    assert store.index["field_id"].tolist() == ["b", "b", "a", "a", "c"] and store.index["score"].tolist() == [0, 1, 0.5, 1.5, 2]
+    np.testing.assert_array_equal(store.crops(range(5))[:, :, 2:10], truth[[0, 2, 1, 3, 4]])
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    np.save(grey / "one.npy", truth[..., 0])
+    assert import_crops(grey, tmp_path / "grey_store").channels == ("nucleus",)
+    assert import_crops(tmp_path / "cells.npy", tmp_path / "named", channels=["a", "b", "c", "d"]).channels == ("a", "b", "c", "d")
+    np.save(grey / "two.npy", truth)
+    with pytest.raises(ValueError, match="got 2 .npy files"):
+        import_crops(grey, tmp_path / "new")
+    with pytest.raises(ValueError, match="a name for each of 4 channels"):
+        import_crops(tmp_path / "cells.npy", tmp_path / "new", channels=["a", "b"])
+    (tmp_path / "cells.npy").write_bytes((tmp_path / "cells.npy").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"cells.npy: expected an array of crops"):
+        import_crops(tmp_path / "cells.npy", tmp_path / "new")
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="expected an array of crops"):
+        import_crops(tmp_path / "objects.npy", tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="expected an array on a local disk"):
+        import_crops(tmp_path / "absent.npy", tmp_path / "new")
+
+
+def fill(tmp_path, rng, channels, fields=("plain", "with.dots", "größe µm", "the_mask", "a_1", "a")):
+    """A store from an array, with field names that are hard on file names."""
+    truth = rng.integers(0, 256, (2 * len(fields), 9, 9, len(channels)), np.uint8)
+    np.save(tmp_path / "made.npy", truth)
+    rows = [(field, cell, ("nucleoli|cytosol", "peroxisomes")[cell - 1]) for field in fields for cell in (1, 2)]
+    pd.DataFrame(rows, columns=["field_id", "cell_id", "labels"]).to_csv(tmp_path / "made.csv", index=False)
+    return import_crops(tmp_path / "made.npy", tmp_path / "made", channels=channels), truth
+
+
+@pytest.mark.parametrize("channels", [("microtubules", "protein", "nucleus", "er"), ("nucleus",), ("nucleus", "channel_0", "other")])
+@pytest.mark.parametrize("limit", [10_000, 3])
+def test_png_exports_come_back(tmp_path, rng, channels, limit, monkeypatch):
+    monkeypatch.setattr(export_module, "FOLDER_FILES", limit)
+    store, truth = fill(tmp_path, rng, channels)
+    np.testing.assert_array_equal(store.crops(range(12)), truth)
+    png = export_store(store, tmp_path / "png", "png")
+    again = import_crops(png, tmp_path / "again")
+    assert again.channels == channels and not len(again.quarantine)
+    columns = ["field_id", "cell_id", "labels"]
+    assert sorted(again.index[columns].values.tolist()) == sorted(store.index[columns].values.tolist())
+    theirs = {(field, cell): i for i, (field, cell) in enumerate(zip(again.index["field_id"], again.index["cell_id"], strict=True))}
+    order = [theirs[pair] for pair in zip(store.index["field_id"], store.index["cell_id"], strict=True)]
+    np.testing.assert_array_equal(again.crops(order), truth)
+
+
+def test_a_png_export_is_a_catalog(tmp_path, rng):
+    store, _ = fill(tmp_path, rng, ("microtubules", "protein", "nucleus", "er"), fields=("a", "b"))
+    store.index["labels"] = "cytosol"
+    png = Path(export_store(store, tmp_path / "png", "png"))
+    catalog = catalog_fields(png, png / "labels.csv")
+    assert catalog.frame["field_id"].tolist() == ["a_1", "a_2", "b_1", "b_2"] and not catalog.missing_labels
+
+
+def test_real_cells_go_out_and_come_back(tmp_path, shared_data):
+    source = find_fields(shared_data / "hpa" / "scc")[0]
+    field = read_field(source)
+    cells = cv2.imread(source.paths[0].rsplit("_", 1)[0] + "_predictedmask.png", cv2.IMREAD_UNCHANGED).astype(np.int32)
+    truth = crop_cells(field.image, cells, 64)
+    np.save(tmp_path / "real.npy", truth)
+    pd.DataFrame({"field_id": field.field_id, "cell_id": np.unique(cells)[1:], "labels": "nucleoli"}).to_csv(tmp_path / "real.csv", index=False)
+    store = import_crops(tmp_path / "real.npy", tmp_path / "store")
+    again = import_crops(export_store(store, tmp_path / "png", "png"), tmp_path / "again")
+    order = [store.index["cell_id"].tolist().index(cell_id) for cell_id in again.index["cell_id"]]
+    np.testing.assert_array_equal(again.crops(range(len(again))), truth[order])
+    assert set(again.index["field_id"]) == {field.field_id} and set(again.index["labels"]) == {"nucleoli"}
+
+
+def test_an_extracted_store_is_not_replaced(tmp_path, folder, rng):
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "a_1.png")
+    store = import_crops(folder, tmp_path / "store")
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "a_2.png")
+    assert len(import_crops(folder, tmp_path / "store")) == len(store) + 1
+    manifest = tmp_path / "store" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"made_by"', '"method"'))
+    with pytest.raises(ValueError, match="a store of extracted cells"):
+        import_crops(folder, tmp_path / "store")
+    with pytest.raises(ValueError, match="choose another folder"):
+        import_crops(folder, folder)
+    with pytest.raises(ValueError, match="write it locally"):
+        import_crops(folder, "s3://bucket/store")
+
+
+def test_batches_and_training_take_the_store(tmp_path, folder, rng):
+    from hpacell.feed.batches import make_batches
+    from hpacell.models.training import TrainingSettings, train_classifier
+
+    lines = ["ID,Label"]
+    for field in range(6):
+        for cell in range(3):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"field{field}_{cell}.png")
+        lines.append(f"field{field},{field % 2}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    import_crops(folder, tmp_path / "store")
+    store = read_store(tmp_path / "store")
+    crops, targets = next(iter(make_batches(store, ("nucleoplasm", "nuclear_membrane"), batch_size=18, shuffle=False, dtype="uint8")))
+    np.testing.assert_array_equal(crops, store.crops(range(18)))
+    assert targets.numpy().sum(axis=0).tolist() == [9, 9]
+    settings = TrainingSettings(epochs=1, batch_size=6, n_folds=3, augment=())
+    trained = train_classifier(store, tmp_path / "model", settings)
+    assert trained is not None
