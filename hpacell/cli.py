@@ -76,8 +76,17 @@ def _explore(arguments: argparse.Namespace) -> int:
     return _show_run(run_plan(Plan("explore", {"explore": given}), runs=_runs_folder(arguments)))
 
 # %% ../nbs/99_cli.ipynb #a23d6df1
+def _prepare(module: str, arguments: argparse.Namespace) -> None:
+    """Let workers load what they need while this process does."""
+    if _workers(arguments) != 1:
+        from hpacell.pipeline.engine import prepare_workers
+
+        prepare_workers(module)
+
+# %% ../nbs/99_cli.ipynb #3968bce2
 def _segment(arguments: argparse.Namespace) -> int:
     """Write label images."""
+    _prepare("hpacell.pipeline.segment", arguments)
     from hpacell.pipeline.segment import segment_fields
 
     report = segment_fields(
@@ -90,9 +99,10 @@ def _segment(arguments: argparse.Namespace) -> int:
     print(f"{found} of {_count(len(report.fields), 'field')} in {report.folder}")
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
 
-# %% ../nbs/99_cli.ipynb #3968bce2
+# %% ../nbs/99_cli.ipynb #4335c90c
 def _extract(arguments: argparse.Namespace) -> int:
     """Make a crop store."""
+    _prepare("hpacell.pipeline.extract", arguments)
     from hpacell.pipeline.extract import ExtractSettings, extract_fields
 
     given = {} if arguments.bits is None else {"bits": arguments.bits}
@@ -101,7 +111,7 @@ def _extract(arguments: argparse.Namespace) -> int:
     )
     report = extract_fields(
         arguments.fields, arguments.out, labels=arguments.labels, settings=settings, pattern=arguments.pattern,
-        channels=arguments.channels, workers=_workers(arguments),
+        channels=arguments.channels, workers=_workers(arguments), compression=arguments.compression,
     )  # fmt: skip
     print(report)
     return _report_quarantine(report.quarantine, f"{report.store.folder}/quarantine.csv")
@@ -189,9 +199,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         arguments.fields, arguments.model, arguments.out, pattern=arguments.pattern, channels=arguments.channels,
         workers=_workers(arguments), overlays=arguments.overlays,
     )  # fmt: skip
-    found = f"{_count(len(report.cells), 'cell')} of {_count(len(report.extracted.store.fields), 'field')}"
-    print(f"{found}: cells.parquet, submission.csv and overlays/ in {report.folder}")
-    return _report_quarantine(report.extracted.quarantine, f"{report.extracted.store.folder}/quarantine.csv")
+    print(report)
+    return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
 
 # %% ../nbs/99_cli.ipynb #539be5f0
 def _run(arguments: argparse.Namespace) -> int:

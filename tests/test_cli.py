@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 from hpacell import cli
-from hpacell.arguments import BORDERS, EXPORTS, METHODS, make_parser
+from hpacell.arguments import BORDERS, COMPRESSIONS, EXPORTS, METHODS, make_parser
 from hpacell.cells.nuclei import BORDERS as KNOWN_BORDERS
+from hpacell.feed import shards
 from hpacell.cells.segmentation import SEGMENTERS
 from hpacell.cli import COMMANDS, main
 from hpacell.feed.export import EXPORT_FORMATS
@@ -88,6 +89,7 @@ def test_help_is_for_beginners(capsys):
 def test_choices_are_those_of_the_library():
     assert METHODS == tuple(SEGMENTERS)
     assert BORDERS == KNOWN_BORDERS
+    assert COMPRESSIONS == (*shards.COMPRESSIONS, "auto")
     assert EXPORTS == tuple(EXPORT_FORMATS)
 
 

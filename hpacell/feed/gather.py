@@ -9,6 +9,7 @@ __all__ = ['CacheChoice', 'choose_cache', 'CropGatherer', 'check_start', 'BatchP
 import logging
 import math
 import os
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,6 +98,9 @@ def _close(descriptors: list[int]) -> None:
         os.close(descriptor)
 
 # %% ../../nbs/53_feed.gather.ipynb #12611a4d
+_WARM_BYTES = 5e8  # what comes faster than this many bytes a second comes from the page cache
+
+# %% ../../nbs/53_feed.gather.ipynb #6e2023ed
 class _PlainFiles:
     """Crops of plain shards, read each by its position: no mapped memory grows with what has been read."""
 
@@ -106,6 +110,7 @@ class _PlainFiles:
         self._state = paths, offsets, counts, crop_bytes
         self._paths, self._offsets, self._crop_bytes = paths, np.asarray(offsets), crop_bytes
         self._starts = np.cumsum([0, *counts])
+        self._cold = True
         self._open = [os.open(path, os.O_RDONLY) for path in paths]
         weakref.finalize(self, _close, self._open)
 
@@ -130,13 +135,15 @@ class _PlainFiles:
         places = (self._offsets[which] + (rows - self._starts[which]) * self._crop_bytes).tolist()
         direct = crops.dtype == np.uint8
         scratch = None if direct else np.empty(self._crop_bytes, np.uint8)
-        if hasattr(os, "posix_fadvise"):
-            for shard, place in zip(which, places, strict=True):  # a cold disk then reads the crops side by side
+        start = time.perf_counter()
+        if self._cold and hasattr(os, "posix_fadvise"):
+            for shard, place in zip(which, places, strict=True):  # the disk then reads the crops side by side
                 os.posix_fadvise(self._open[shard], place, self._crop_bytes, os.POSIX_FADV_WILLNEED)
         for crop, shard, place in zip(crops, which, places, strict=True):
             self._read_one(shard, place, crop if direct else scratch)
             if not direct:
                 _convert(scratch, crop)
+        self._cold = time.perf_counter() - start > len(crops) * self._crop_bytes / _WARM_BYTES
 
     def _read_one(self, shard: int, place: int, crop: np.ndarray) -> None:
         """Fill one crop, (h*w*C,) uint8."""

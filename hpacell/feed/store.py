@@ -7,6 +7,7 @@ __all__ = ['FORMAT_VERSION', 'MANIFEST_NAME', 'QUARANTINE_NAME', 'read_manifest'
            'CropStore', 'read_store', 'is_store_file', 'write_store_to', 'fetch_store']
 
 # %% ../../nbs/50_feed.store.ipynb #0b819e54
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,7 +114,10 @@ class CropStore:
     """
 
     def __init__(self, folder: str, manifest: dict, index: pd.DataFrame, fields: pd.DataFrame, quarantine: pd.DataFrame | None = None):
-        self.folder, self.manifest, self.index, self.fields = folder, manifest, index, fields
+        self.folder, self.manifest, self.fields = folder, manifest, fields
+        # How long a crop is on the disk is the store's own affair.
+        self._frame_bytes = index["crop_bytes"].to_numpy() if "crop_bytes" in index else None
+        self.index = index.drop(columns="crop_bytes", errors="ignore")
         self.quarantine = pd.DataFrame(columns=["field_id", "reason"], dtype="str") if quarantine is None else quarantine
         self._starts = np.cumsum([0] + [shard["n_crops"] for shard in manifest["shards"]])
         # Opened at once: a writer that replaces the store meanwhile takes away names, not open files.
@@ -127,7 +131,7 @@ class CropStore:
         if not self.manifest["shards"][number]["n_crops"]:
             return np.empty((0, *self.shape), np.uint8)
         rows = slice(self._starts[number], self._starts[number + 1])
-        return CompressedShard(path, self.index["crop_bytes"].to_numpy()[rows], self.shape)
+        return CompressedShard(path, self._frame_bytes[rows], self.shape)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -144,6 +148,12 @@ class CropStore:
     def channels(self) -> tuple[str, ...]:
         """Channels of a crop by stain."""
         return tuple(self.manifest["channels"])
+
+    def assign(self, **columns: object) -> "CropStore":
+        """The same store with more columns in its index, as `DataFrame.assign` adds them."""
+        other = copy.copy(self)
+        other.index = self.index.assign(**columns)
+        return other
 
     def shards(self) -> list[np.ndarray | CompressedShard]:
         """The shards in order: memory maps (N, size, size, C) uint8, or what is indexed like them."""

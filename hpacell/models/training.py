@@ -189,7 +189,7 @@ def train_classifier(
     settings, folder = settings or TrainingSettings(), check_local(folder, "a classifier")
     keras.utils.set_random_seed(settings.seed)
     sides = split_store(store, settings)
-    split = CropStore(store.folder, store.manifest, store.index.assign(split=sides), store.fields)
+    split = store.assign(split=sides)
     locations = tuple(locations or label_locations(store.index.loc[sides == "train", "labels"]))
     steps = -(-int((sides == "train").sum()) // settings.batch_size)
     common = {"locations": locations, "batch_size": settings.batch_size, "seed": settings.seed}

@@ -8,11 +8,13 @@ __all__ = ['Outcome', 'prepare_workers', 'map_items', 'workers_of']
 # %% ../../nbs/90_pipeline.engine.ipynb #2bf4cc27
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +80,21 @@ def prepare_workers(module: str) -> None:
         from multiprocessing import forkserver
 
         forkserver.set_forkserver_preload([module] if module.startswith("hpacell.") else [])
-        forkserver.ensure_running()
+        with _without_interrupts():
+            forkserver.ensure_running()
+
+# %% ../../nbs/90_pipeline.engine.ipynb #365c4599
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started here pass over Ctrl-C, which is for who started them; they end with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 # %% ../../nbs/90_pipeline.engine.ipynb #bb445ece
 def _pool(workers: int, function: Callable) -> ProcessPoolExecutor:

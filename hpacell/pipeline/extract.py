@@ -24,7 +24,7 @@ from ..fields.catalog import catalog_fields, read_labels
 from ..fields.find import check_has_nucleus
 from ..fields.read import FieldError, FieldSource, bits_of, find_fields, read_field
 from ..files import fingerprint, is_remote, path_exists, read_json, write_json
-from .engine import Outcome, map_items, workers_of
+from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key, source_signature
 from ..progress import progress
 from ..settings import read_settings
@@ -135,15 +135,17 @@ def extract_fields(
     check_target(store)
     sources = find_fields(fields, pattern=pattern, channels=channels)
     check_has_nucleus(sources)
+    if workers_of(workers, sources) > 1:
+        prepare_workers(__name__)
     catalog = catalog_fields(sources, read_labels(labels) if labels else None)
     texts = catalog.frame.set_index("field_id")["labels"].fillna("") if labels else {}
     origin = {"fields": _absolute(fields), "labels": _absolute(labels), "pattern": pattern, "channels": channels}
     job = _plan(sources, texts, Path(store), settings or ExtractSettings(), compression, workers, origin)
-    notes: tuple[str, ...] = ()
+    notes = _changes(read_origin(store), job.origin)
     try:
         finished, n_made = _build(job, verify)
     except DamagedPartError as error:
-        notes = (f"mended: {error}",)
+        notes = (*notes, f"mended: {error}")
         finished, n_made = _build(job, verify=True)
     return ExtractReport(finished, len(sources), n_made, finished.quarantine, catalog.missing_labels, catalog.missing_files, notes)
 
@@ -201,6 +203,13 @@ def _plan(sources: list[FieldSource], texts: Mapping[str, str], store: Path, set
     origin = {**origin, "settings": asdict(settings), "compression": compression, "store_channels": list(channels)}
     labels = [str(texts.get(source.field_id, "")) for source in sources]
     return _Job(sources, labels, settings, channels, store, compression, workers, origin)
+
+# %% ../../nbs/91_pipeline.extract.ipynb #f3565828
+def _changes(former: dict | None, origin: dict) -> tuple[str, ...]:
+    """What makes every field new, told to whoever did not mean it."""
+    before, now = former["settings"] if former else {}, origin["settings"]
+    changed = [f"{name} {before[name]} -> {now[name]}" for name in before if name in now and name != "max_pixels" and before[name] != now[name]]
+    return (f"the store was made with other settings, so its fields are made again: {', '.join(changed)}",) if changed else ()
 
 # %% ../../nbs/91_pipeline.extract.ipynb #c160da22
 def _sample(sources: Sequence[FieldSource], settings: ExtractSettings, n: int = 8):
@@ -263,18 +272,14 @@ def _build(job: _Job, verify: bool) -> tuple[CropStore, int]:
                 if outcome.error:
                     writer.quarantine(job.sources[i].field_id, outcome.error)
                     continue
-                keys[i] = contents.add(i, _content_of(outcome))
-                if isinstance(outcome.value, ExtractedField):
-                    writer.add(keys[i], outcome.value.field, outcome.value.cells, outcome.value.crops)
+                content, made = outcome.value
+                keys[i] = contents.add(i, content)
+                if made is not None:
+                    writer.add(keys[i], made.field, made.cells, made.crops)
                     n_made += 1
                     continue
             writer.reuse(keys[i], job.labels[i])
         return writer.finish(), n_made
-
-# %% ../../nbs/91_pipeline.extract.ipynb #3108e1ef
-def _content_of(outcome: Outcome) -> str:
-    """Fingerprint of the files that were read."""
-    return outcome.value.field["content"] if isinstance(outcome.value, ExtractedField) else outcome.value
 
 # %% ../../nbs/91_pipeline.extract.ipynb #fd68fc9d
 def _contents_by_field(writer: StoreWriter, job: _Job) -> dict[str, tuple[str, ...]]:
@@ -322,8 +327,8 @@ class _Contents:
         return field_key(self._job.sources[i], content, self._job.settings)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #ec8b0460
-def _extract_item(item: tuple[FieldSource, str, tuple[str, ...]], settings: ExtractSettings, channels: tuple[str, ...]) -> ExtractedField | str:
-    """Extract one field, unless its content is one whose cells are there: then that content."""
+def _extract_item(item: tuple[FieldSource, str, tuple[str, ...]], settings: ExtractSettings, channels: tuple[str, ...]) -> tuple[str, ExtractedField | None]:
+    """A field's content and its cells; None if the content is one whose cells are there."""
     source, labels, contents = item
     before = _times(source)
     field = read_field(source, max_pixels=settings.max_pixels)
@@ -334,7 +339,7 @@ def _extract_item(item: tuple[FieldSource, str, tuple[str, ...]], settings: Extr
             f"{source.field_id}: expected channels {', '.join(channels)} as in most fields, got {', '.join(field.channels)}: "
             "name them with --channels, or extract these fields into a store of their own"
         )
-    return field.content if field.content in contents else cut_field(field, settings, labels)
+    return field.content, None if field.content in contents else cut_field(field, settings, labels)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #779b932f
 def _times(source: FieldSource) -> list[tuple[int, ...]]:

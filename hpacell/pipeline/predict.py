@@ -115,9 +115,6 @@ class PredictReport:
     def __str__(self) -> str:
         n = len(self.extracted.store.fields)
         lines = [f"{len(self.cells)} cells of {n} field{'s' * (n != 1)} in {self.folder}", *self.notes]
-        if len(self.quarantine):
-            n = len(self.quarantine)
-            lines.append(f"{n} problem{'s' * (n != 1)} with fields: see {Path(self.folder) / 'quarantine.csv'}")
         return "\n".join(lines)
 
 # %% ../../nbs/92_pipeline.predict.ipynb #662b8d42
