@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .arguments import make_parser
+from .vocabulary import count_of
 
 # %% ../nbs/99_cli.ipynb #09c9f85e
 def _workers(arguments: argparse.Namespace) -> int:
@@ -24,17 +25,12 @@ def _workers(arguments: argparse.Namespace) -> int:
     return read_settings(overrides={"engine_workers": arguments.workers}).workers
 
 # %% ../nbs/99_cli.ipynb #4ff713ba
-def _count(n: float, one: str, several: str = "") -> str:
-    """'1 field', '2 fields'."""
-    return f"{n:.0f} {one if n == 1 else several or one + 's'}"
-
-# %% ../nbs/99_cli.ipynb #82b7ed8d
 def _report_quarantine(quarantine, path: str, what: str = "field") -> int:
     """Name the first bad ones, and where all of them are; the exit code."""
     for row in quarantine.head(5).to_dict("records"):
         print(f"quarantined: {row['field_id']}: {row['reason']}", file=sys.stderr)
     if len(quarantine):
-        print(f"{_count(len(quarantine), what)} quarantined: see {path}", file=sys.stderr)
+        print(f"{count_of(len(quarantine), what)} quarantined: see {path}", file=sys.stderr)
     return 1 if len(quarantine) else 0
 
 # %% ../nbs/99_cli.ipynb #45d27359
@@ -53,7 +49,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
     size = (arguments.size, arguments.size)
     simulate_fields(arguments.out, n_fields=arguments.fields, seed=arguments.seed, size=size, workers=_workers(arguments), progress=True)
-    print(f"{_count(arguments.fields, 'field')}, labels.csv and truth/ in {arguments.out}")
+    print(f"{count_of(arguments.fields, 'field')}, labels.csv and truth/ in {arguments.out}")
     return 0
 
 # %% ../nbs/99_cli.ipynb #f6ed1486
@@ -68,7 +64,7 @@ def _explore(arguments: argparse.Namespace) -> int:
     check_parameters("explore", given)
     if arguments.labels:
         matches, ids = count_matches(**given)
-        print(f"{matches} of {_count(ids, 'id')} in {arguments.labels} {'has' if matches == 1 else 'have'} a field")
+        print(f"{matches} of {count_of(ids, 'id')} in {arguments.labels} {'has' if matches == 1 else 'have'} a field")
     else:
         find_fields(**given)
         beside = labels_beside(arguments.fields)
@@ -93,10 +89,10 @@ def _segment(arguments: argparse.Namespace) -> int:
         arguments.fields, arguments.out, method=arguments.method, border=arguments.border, pattern=arguments.pattern,
         channels=arguments.channels, workers=_workers(arguments),
     )  # fmt: skip
-    found = _count(report.fields["n_nuclei"].sum(), "nucleus", "nuclei")
+    found = count_of(report.fields["n_nuclei"].sum(), "nucleus", "nuclei")
     if report.fields["n_cells"].notna().any():
-        found += f" and {_count(report.fields['n_cells'].sum(), 'cell')}"
-    print(f"{found} of {_count(len(report.fields), 'field')} in {report.folder}")
+        found += f" and {count_of(report.fields['n_cells'].sum(), 'cell')}"
+    print(f"{found} of {count_of(len(report.fields), 'field')} in {report.folder}")
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
 
 # %% ../nbs/99_cli.ipynb #4335c90c
@@ -135,7 +131,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from hpacell.feed.export import export_store
 
     store = _open_store(arguments.store)
-    print(f"{_count(len(store), 'crop')} in {export_store(store, arguments.out, arguments.to)}")
+    print(f"{count_of(len(store), 'crop')} in {export_store(store, arguments.out, arguments.to)}")
     return 0
 
 # %% ../nbs/99_cli.ipynb #1943f229
@@ -146,7 +142,7 @@ def _import(arguments: argparse.Namespace) -> int:
     store = import_crops(
         arguments.crops, arguments.out, labels=arguments.labels, pattern=arguments.pattern, channels=arguments.channels, size=arguments.size
     )
-    print(f"{_count(len(store), 'crop')} in {store.folder}")
+    print(f"{count_of(len(store), 'crop')} in {store.folder}")
     return _report_quarantine(store.quarantine, f"{store.folder}/quarantine.csv", "crop")
 
 # %% ../nbs/99_cli.ipynb #5fa85b33

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'HPA_COLOURS', 'LOCATIONS', 'LOCATIONS_2018', 'ORGANS', 'location_title', 'check_known', 'parse_labels',
-           'format_labels', 'encode_labels', 'decode_labels']
+           'format_labels', 'encode_labels', 'decode_labels', 'count_of']
 
 # %% ../nbs/00_vocabulary.ipynb #4f61dcb0
 import difflib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 # %% ../nbs/00_vocabulary.ipynb #70191aa0
 CHANNELS = ("microtubules", "protein", "nucleus", "er")
@@ -133,7 +135,7 @@ def format_labels(labels: Sequence[str]) -> str:
     return "|".join(labels)
 
 # %% ../nbs/00_vocabulary.ipynb #c56e197d
-def encode_labels(rows: Sequence[str | Sequence[str]], locations: Sequence[str] = LOCATIONS) -> np.ndarray:
+def encode_labels(rows: Sequence[str | Sequence[str]], locations: Sequence[str] = LOCATIONS) -> "np.ndarray":
     """Multi-hot array of many rows of labels.
 
     Parameters
@@ -153,6 +155,8 @@ def encode_labels(rows: Sequence[str | Sequence[str]], locations: Sequence[str] 
     ValueError
         A row carries a label that is not among `locations`.
     """
+    import numpy as np  # here, since the command line counts and names without it
+
     encoded = np.zeros((len(rows), len(locations)), np.float32)
     column = {location: i for i, location in enumerate(locations)}
     known: dict[str, list[int]] = {}  # fields share few distinct texts: parse each once
@@ -165,7 +169,7 @@ def encode_labels(rows: Sequence[str | Sequence[str]], locations: Sequence[str] 
 
 # %% ../nbs/00_vocabulary.ipynb #8563cd12
 def decode_labels(
-    encoded: np.ndarray, locations: Sequence[str] = LOCATIONS, threshold: float = 0.5
+    encoded: "np.ndarray", locations: Sequence[str] = LOCATIONS, threshold: float = 0.5
 ) -> list[tuple[str, ...]]:
     """Labels of each row of a multi-hot or probability array.
 
@@ -188,7 +192,29 @@ def decode_labels(
     ValueError
         `encoded` has not one column per location.
     """
+    import numpy as np
+
     encoded = np.asarray(encoded)
     if encoded.ndim != 2 or encoded.shape[1] != len(locations):
         raise ValueError(f"expected an array (N, {len(locations)}), got {encoded.shape}: pass the matching locations")
     return [tuple(np.array(locations, object)[row].tolist()) for row in encoded >= threshold]
+
+# %% ../nbs/00_vocabulary.ipynb #630f6271
+def count_of(n: float, one: str, several: str = "") -> str:
+    """A number with its noun.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    one : str
+        The noun for one.
+    several : str
+        The noun for several; by default with an s.
+
+    Returns
+    -------
+    str
+        Such as ``"1 field"`` or ``"2 nuclei"``.
+    """
+    return f"{n:.0f} {one if n == 1 else several or one + 's'}"

@@ -15,9 +15,9 @@ import pytest
 from hpacell import cli
 from hpacell.arguments import BORDERS, COMPRESSIONS, EXPORTS, METHODS, make_parser
 from hpacell.cells.nuclei import BORDERS as KNOWN_BORDERS
-from hpacell.feed import shards
 from hpacell.cells.segmentation import SEGMENTERS
 from hpacell.cli import COMMANDS, main
+from hpacell.feed import shards
 from hpacell.feed.export import EXPORT_FORMATS
 from hpacell.feed.store import read_store
 from hpacell.fields.simulate import simulate_fields

@@ -19,6 +19,7 @@ from .store import MANIFEST_NAME, QUARANTINE_NAME, is_store_file, manifest_files
 from .writer import LOCK_NAME, ORIGIN_NAME, SIGNATURES_NAME, StoreWriter
 from ..files import fingerprint, read_json
 from ..progress import progress
+from ..vocabulary import count_of
 
 # %% ../../nbs/59_feed.verify.ipynb #f862aa26
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class VerifyReport:
         if self:
             return f"{self.folder}: sound ({checked})"
         lines = [f"{row.file}: {row.problem}" for row in self.problems.itertuples()]
-        return "\n".join([f"{self.folder}: {len(lines)} problem{'s' * (len(lines) != 1)} ({checked})", *lines])
+        return "\n".join([f"{self.folder}: {count_of(len(lines), 'problem')} ({checked})", *lines])
 
 # %% ../../nbs/59_feed.verify.ipynb #886756b8
 def verify_store(folder: str | Path) -> VerifyReport:

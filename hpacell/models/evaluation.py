@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..feed.batches import target_array
+from ..feed.choice import target_array
 from ..feed.store import CropStore
 from ..files import write_json
 from ..metrics.locations import ROUGH_BELOW, describe_interval, score_locations, summarise_locations

@@ -7,6 +7,7 @@ __all__ = ['TrainingSettings', 'split_store', 'ProgressBar', 'train_classifier',
            'save_classifier']
 
 # %% ../../nbs/68_models.training.ipynb #d13035b5
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..feed.augment import check_augmentations
-from ..feed.batches import label_locations, make_batches
+from ..feed.batches import make_batches
+from ..feed.choice import label_locations
 from ..feed.store import CropStore
 from ..fields.catalog import split_folds
 from ..files import check_local, write_json
@@ -195,6 +197,7 @@ def train_classifier(
     common = {"locations": locations, "batch_size": settings.batch_size, "seed": settings.seed}
     train = make_batches(split, query="split == 'train'", epochs=range(settings.epochs), augment=settings.augment, balance=settings.balance, **common)  # fmt: skip
     valid = make_batches(split, query="split == 'valid'", shuffle=False, **common)
+    print(train.cache_choice, file=sys.stderr)
     model = make_classifier(settings.model, store.shape, len(locations), **(settings.model_parameters or {}))
     _compile(model, settings, steps)
     write_json(folder / UNFINISHED_NAME, asdict(settings))

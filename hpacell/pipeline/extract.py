@@ -7,6 +7,7 @@ __all__ = ['ExtractReport', 'extract_fields', 'read_origin', 'repair_store', 'Ex
 
 # %% ../../nbs/91_pipeline.extract.ipynb #f89511c1
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key, source_signature
 from ..progress import progress
 from ..settings import read_settings
-from ..vocabulary import CHANNELS, check_known
+from ..vocabulary import CHANNELS, check_known, count_of
 
 # %% ../../nbs/91_pipeline.extract.ipynb #e931ae29
 # The settings of one field are part of this call.
@@ -67,18 +68,13 @@ class ExtractReport:
 
     def __str__(self) -> str:
         n_good = self.n_fields - len(self.quarantine)
-        made = f"{_count(self.n_made, 'field')} made now" if self.n_made else "all was there already"
-        lines = [f"{_count(len(self.store), 'cell')} of {_count(n_good, 'field')} in {self.store.folder} ({made})", *self.notes]
+        made = f"{count_of(self.n_made, 'field')} made now" if self.n_made else "all was there already"
+        lines = [f"{count_of(len(self.store), 'cell')} of {count_of(n_good, 'field')} in {self.store.folder} ({made})", *self.notes]
         if self.unlabelled:
-            lines.append(f"{_count(len(self.unlabelled), 'field')} without labels, e.g. {self.unlabelled[0]}")
+            lines.append(f"{count_of(len(self.unlabelled), 'field')} without labels, e.g. {self.unlabelled[0]}")
         if self.missing:
-            lines.append(f"{_count(len(self.missing), 'id')} of the labels file without a field, e.g. {self.missing[0]}")
+            lines.append(f"{count_of(len(self.missing), 'id')} of the labels file without a field, e.g. {self.missing[0]}")
         return "\n".join(lines)
-
-# %% ../../nbs/91_pipeline.extract.ipynb #0d291c42
-def _count(n: int, noun: str) -> str:
-    """'1 field', '2 fields'."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 # %% ../../nbs/91_pipeline.extract.ipynb #dbc1e1d1
 def extract_fields(
@@ -142,6 +138,8 @@ def extract_fields(
     origin = {"fields": _absolute(fields), "labels": _absolute(labels), "pattern": pattern, "channels": channels}
     job = _plan(sources, texts, Path(store), settings or ExtractSettings(), compression, workers, origin)
     notes = _changes(read_origin(store), job.origin)
+    for note in notes:  # before it takes hours, too
+        print(note, file=sys.stderr)
     try:
         finished, n_made = _build(job, verify)
     except DamagedPartError as error:
@@ -379,7 +377,7 @@ def repair_store(store: str | Path, workers: int = 0) -> ExtractReport:
     gone = _fields_gone(store, {source.field_id for source in find_fields(origin["fields"], origin["pattern"], origin["channels"])})
     if gone:
         raise ValueError(
-            f"expected all fields of the store in {origin['fields']}, got none for {_count(len(gone), 'field')}, e.g. {gone[0]}: "
+            f"expected all fields of the store in {origin['fields']}, got none for {count_of(len(gone), 'field')}, e.g. {gone[0]}: "
             "bring them back, or run hpacell extract again, which takes them out of the store"
         )
     return extract_fields(

@@ -25,6 +25,7 @@ from ..models.card import TrainedClassifier, load_classifier
 from .engine import map_items, workers_of
 from .extract import ExtractReport, ExtractSettings, extract_fields
 from ..progress import progress
+from ..vocabulary import count_of
 
 # %% ../../nbs/92_pipeline.predict.ipynb #1592e3c1
 def check_channels(classifier: TrainedClassifier, store: CropStore) -> None:
@@ -113,9 +114,8 @@ class PredictReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        n = len(self.extracted.store.fields)
-        lines = [f"{len(self.cells)} cells of {n} field{'s' * (n != 1)} in {self.folder}", *self.notes]
-        return "\n".join(lines)
+        found = f"{count_of(len(self.cells), 'cell')} of {count_of(len(self.extracted.store.fields), 'field')} in {self.folder}"
+        return "\n".join([found, *self.notes])
 
 # %% ../../nbs/92_pipeline.predict.ipynb #662b8d42
 def settings_of(classifier: TrainedClassifier) -> ExtractSettings:
