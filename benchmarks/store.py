@@ -35,7 +35,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -48,7 +47,7 @@ import hpacell.feed.writer as writer
 from hpacell.cells.crops import crop_cells
 from hpacell.cells.measurements import measure_cells
 from hpacell.feed.gather import CropGatherer
-from hpacell.feed.shards import COMPRESSIONS, SLOW_DISK, CompressedShard, choose_compression, compress
+from hpacell.feed.shards import COMPRESSIONS, SLOW_DISK, choose_compression, compress
 from hpacell.feed.store import read_store
 from hpacell.feed.verify import verify_store
 from hpacell.feed.writer import StoreWriter
@@ -134,55 +133,69 @@ class Profile:
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
-        self._inner = [0.0]
+        self.beside: dict[str, float] = {}  # in other threads, while the main one went on
+        self._local = threading.local()
 
     def wrap(self, function: Callable, kind: str | Callable) -> Callable:
         """The function, timed."""
 
         def call(*arguments, **named):
-            self._inner.append(0.0)
+            inner = self._local.__dict__.setdefault("inner", [0.0])
+            inner.append(0.0)
             start = time.perf_counter()
             try:
                 return function(*arguments, **named)
             finally:
                 spent = time.perf_counter() - start
                 name = kind(*arguments) if callable(kind) else kind
-                self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inner.pop()
-                self._inner[-1] += spent
+                where = self.seconds if threading.current_thread() is threading.main_thread() else self.beside
+                where[name] = where.get(name, 0.0) + spent - inner.pop()
+                inner[-1] += spent
 
         return call
+
+
+class Stand:
+    """Stands for a module or class, with some of its functions replaced."""
+
+    def __init__(self, base: object, **changed):
+        self.__dict__.update(changed, _base=base)
+
+    def __getattr__(self, name: str):
+        return getattr(self._base, name)
+
+
+WATCHED = (  # where a name is looked up, and what it is called here; a name that is not there is left out
+    (writer, "pa.Table.from_pandas", "rows to Arrow"), (journal, "_pack", "rows to a stream"), (journal, "compress", "zstd"),
+    (journal, "base64.b64encode", "journal: base64"), (journal, "json.dumps", "journal: JSON"), (journal, "_with_sum", "journal: JSON"),
+    (journal, "_write_all", lambda file, content: f"write: {Path(file.name).stem}"),
+    (journal, "join_tables", "rows of a shard, Parquet"), (journal, "write_part", "rows of a shard, Parquet"),
+    (StoreWriter, "_new_manifest", "index and fields, Parquet"), (writer, "read_store", "open the store"),
+    (writer, "checksum", "checksum of a field"), (journal, "checksum", "checksum of a field"), (writer, "file_checksum", "read back, checksum"),
+    (journal, "file_checksum", "read back, checksum"), (os, "fsync", "fsync"), (os, "fdatasync", "fsync"),
+)  # fmt: skip
 
 
 @contextmanager
 def watched() -> Iterator[Profile]:
     """Time the parts of a store's writing."""
-    profile = Profile()
-    wrap = profile.wrap
-    table = SimpleNamespace(from_pandas=wrap(pa.Table.from_pandas, "rows to Arrow"), from_pylist=pa.Table.from_pylist)
-    places = [
-        (writer, "pa", SimpleNamespace(**{**vars(pa), "Table": table})), (os, "fsync", wrap(os.fsync, "fsync")),
-        (journal, "_pack", wrap(journal._pack, "rows to a stream")),
-        (journal, "base64", SimpleNamespace(b64encode=wrap(journal.base64.b64encode, "journal: base64"))),
-        (journal, "json", SimpleNamespace(dumps=wrap(journal.json.dumps, "journal: JSON"), loads=json.loads)),
-        (journal, "_with_sum", wrap(journal._with_sum, "journal: JSON")),
-        (journal, "_write_all", wrap(journal._write_all, lambda file, content: f"write: {Path(file.name).stem}")),
-        (journal, "compress", wrap(journal.compress, "zstd")),
-        (journal, "join_tables", wrap(journal.join_tables, "rows of a shard, Parquet")),
-        (journal, "write_part", wrap(journal.write_part, "rows of a shard, Parquet")),
-        (StoreWriter, "_new_manifest", wrap(StoreWriter._new_manifest, "index and fields, Parquet")),
-        (writer, "read_store", wrap(writer.read_store, "open the store")),
-        (writer, "shutil", SimpleNamespace(rmtree=wrap(shutil.rmtree, "take away"))),
-    ]  # fmt: skip
-    places += [(module, "checksum", wrap(module.checksum, "checksum of a field")) for module in (writer, journal) if hasattr(module, "checksum")]
-    places += [(module, "file_checksum", wrap(module.file_checksum, "read back, checksum")) for module in (writer, journal) if hasattr(module, "file_checksum")]
-    former = [(place, name, getattr(place, name)) for place, name, _ in places if hasattr(place, name)]
-    for place, name, value in places:
-        if hasattr(place, name):  # what a later version does without is left out
-            setattr(place, name, value)
+    profile, former = Profile(), []
+    for place, path, kind in WATCHED:
+        first, *more = path.split(".")
+        if not hasattr(place, first):
+            continue
+        found = [getattr(place, first)]
+        for name in more:
+            found.append(getattr(found[-1], name))
+        changed = profile.wrap(found[-1], kind)
+        for base, name in zip(reversed(found[:-1]), reversed(more), strict=True):
+            changed = Stand(base, **{name: changed})
+        former.append((place, first, found[0]))
+        setattr(place, first, changed)
     try:
         yield profile
     finally:
-        for place, name, value in former:
+        for place, name, value in reversed(former):
             setattr(place, name, value)
 
 
@@ -205,6 +218,7 @@ def bench_write(place: Path, crops: np.ndarray, rounds: int) -> dict:
             figures = {"store": size / store, "disk_before": size / before, "disk_after": size / after, "of_disk": size / store / disk, "seconds": store, "processor_seconds": processor, "mb_on_disk": on_disk}  # fmt: skip
             found.append({"compression": compression} | {name: round(value, 3) for name, value in figures.items()})
             parts = profile.seconds | {"other": store - sum(profile.seconds.values())}
+            parts |= {f"beside: {name}": seconds for name, seconds in profile.beside.items()}
             shares.setdefault(compression, []).append(parts)
     table = pd.DataFrame(found)
     result = {"mb": round(size, 1), "columns": len(template.columns), "rounds": found, "goal": GOAL}
@@ -260,17 +274,16 @@ class EmulatedDisk:
 
     def __init__(self, store, rate: float):
         self.rate, self._free, self._lock = rate * 1e6, 0.0, threading.Lock()
-        counts = [len(shard) for shard in store.shards()]
+        manifest = store.manifest
+        counts = [shard["n_crops"] for shard in manifest["shards"]]
         self._shard = np.repeat(np.arange(len(counts)), counts)
-        starts, ends = [], []
-        for shard in store.shards():
-            if isinstance(shard, CompressedShard):
-                starts.append(shard._starts), ends.append(shard._ends)
-            else:
-                first = 128 + np.arange(len(shard)) * int(np.prod(SHAPE))
-                starts.append(first), ends.append(first + int(np.prod(SHAPE)))
-        self._first = np.concatenate(starts) // PAGE
-        self._last = (np.concatenate(ends) - 1) // PAGE
+        if manifest["compression"] == "none":
+            sizes, header = np.full(len(store), int(np.prod(SHAPE))), 128
+        else:
+            index = Path(store.folder, manifest["index"]["name"])
+            sizes, header = pd.read_parquet(index, columns=["crop_bytes"])["crop_bytes"].to_numpy(np.int64), 0
+        ends = np.concatenate([header + np.cumsum(some) for some in np.split(sizes, np.cumsum(counts)[:-1])])
+        self._first, self._last = (ends - sizes) // PAGE, (ends - 1) // PAGE
 
     def wait(self, rows: np.ndarray) -> int:
         """Wait for the pages of these crops; the bytes of them."""
@@ -372,14 +385,12 @@ def run_part(part: str, *arguments: str | float | Path) -> list[dict] | dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def equal_rate(rates: pd.DataFrame) -> float | str:
-    """MB/s at which raw and compressed crops come equally fast, interpolated on logarithms; "above" or "below" all that were tried."""
+def equal_rates(rates: pd.DataFrame) -> dict:
+    """What is faster from the slowest disk, and the MB/s at which the other becomes so, interpolated on logarithms."""
     gain = np.log(rates["zstd"] / rates["none"]).to_numpy()
     x = np.log(rates.index.to_numpy(float))
-    for i in range(len(gain) - 1):
-        if gain[i] > 0 >= gain[i + 1]:
-            return round(float(np.exp(x[i] + (x[i + 1] - x[i]) * gain[i] / (gain[i] - gain[i + 1]))))
-    return "above" if gain[-1] > 0 else "below"
+    turns = [x[i] + (x[i + 1] - x[i]) * gain[i] / (gain[i] - gain[i + 1]) for i in range(len(gain) - 1) if (gain[i] > 0) != (gain[i + 1] > 0)]
+    return {"first": "zstd" if gain[0] > 0 else "none", "turns_at_mb_per_second": [round(float(np.exp(turn))) for turn in turns], "tried": rates.index.tolist()}
 
 
 def bench_reads(place: Path, crops: np.ndarray) -> dict:
@@ -410,13 +421,14 @@ def bench_reads(place: Path, crops: np.ndarray) -> dict:
                 cells.append(f"{threads} {order} {text}")
         print(f"  {way:8} {f'{rate:g} MB/s' if rate else '':10} " + "; ".join(cells))
     for (way, threads, order), some in table[table["mb_per_second"] > 0].groupby(["way", "threads", "order"], sort=False):
-        equal[f"{way}, {threads} threads, {order}"] = equal_rate(some.pivot(index="mb_per_second", columns="compression", values="per_second"))
-    for name, rate in equal.items():
-        print(f"  equal at {rate} MB/s: {name}")
+        equal[f"{way}, {threads} threads, {order}"] = equal_rates(some.pivot(index="mb_per_second", columns="compression", values="per_second"))
+    for name, found in equal.items():
+        turns = "".join(f", the other from {rate} MB/s" for rate in found["turns_at_mb_per_second"]) or " throughout"
+        print(f"  faster from {found['tried'][0]:g} to {found['tried'][-1]:g} MB/s: {found['first']}{turns} ({name})")
     print(f"  the disk itself, 64 MiB read cold: {measured} MB/s; SLOW_DISK is {SLOW_DISK / 1e6:.0f} MB/s; choose_compression says {choose_compression(place)}")
     for compression in COMPRESSIONS:
         shutil.rmtree(place / compression)
-    return {"kernel": kernel, "rows": rows, "equal_mb_per_second": equal, "slow_disk_mb_per_second": round(SLOW_DISK / 1e6), "disk_mb_per_second": measured}
+    return {"kernel": kernel, "rows": rows, "faster": equal, "slow_disk_mb_per_second": round(SLOW_DISK / 1e6), "disk_mb_per_second": measured}
 
 
 def probe_seconds(place: Path, n_bytes: int = 64 * 2**20) -> float:

@@ -118,7 +118,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from hpacell.feed.verify import verify_store
 
     if arguments.repair:
-        from hpacell.pipeline.extract import repair_store
+        from hpacell.pipeline.repair import repair_store
 
         print(repair_store(arguments.store, workers=_workers(arguments)))
     report = verify_store(arguments.store)
@@ -148,7 +148,8 @@ def _import(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #5fa85b33
 def _open_store(address: str):
     """A store, copied to the cache first if it is remote."""
-    from hpacell.feed.store import fetch_store, read_store
+    from hpacell.feed.remote import fetch_store
+    from hpacell.feed.store import read_store
     from hpacell.settings import read_settings
 
     return read_store(fetch_store(address, read_settings().paths_cache))

@@ -115,6 +115,7 @@ def list_files(folder: str | Path) -> list[str]:
         with os.scandir(folder) as entries:
             return sorted(entry.path for entry in entries if entry.is_file())
     system, inside = fsspec.url_to_fs(str(folder))
+    system.invalidate_cache(inside)  # a listing of a former call may be kept for ever
     if not system.isdir(inside):
         raise FileNotFoundError(f"expected a folder, got {folder}: check the address and your access to it")
     entries = system.ls(inside, detail=True)

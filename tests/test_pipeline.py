@@ -10,7 +10,8 @@ import pytest
 from pycocotools import mask as coco
 
 from hpacell.cli import main
-from hpacell.feed.store import fetch_store, read_store
+from hpacell.feed.remote import fetch_store
+from hpacell.feed.store import read_store
 from hpacell.fields.simulate import simulate_fields
 from hpacell.masks.rle import decode_labels_rle
 from hpacell.metrics.submission import read_submission, validate_submission

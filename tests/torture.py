@@ -1,6 +1,6 @@
 """Kills, damage, full and read-only disks, fields that change, two writers: what a crop store comes out of whole.
 
-`make torture` runs all of it and ends at the first difference; `tests/test_faults.py` runs a part. Each extraction is a
+`make torture` runs all of it and ends at the first difference (`--go-on`: at the end); `tests/test_faults.py` runs a part. Each extraction is a
 real process that a signal ends for good. To save the seconds that imports take, a server that has imported everything
 forks it; `--fresh` starts a new Python for each instead.
 """
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SHARD_BYTES = 100_000  # some eight shards of 24 small fields
+SHARD_BYTES = 200_000  # a dozen shards of 24 small fields
 PREFIX = "TORTURE_"
 COLOURS = ("red", "green", "blue", "yellow")
 
@@ -468,13 +468,14 @@ def damage_trial(place: Place, kind: str, how: str, seed: int) -> str:
 
 def unfinished_store(place: Place) -> Path:
     """A former store whose update was killed when several shards were sealed and one was open."""
-    store = place.folder / "unfinished"
-    if not store.exists():
+    store, at = place.folder / "unfinished", place.n_fields // 3
+    while not (complete := store.exists() and all(any(store.glob(pattern)) for pattern in UNFINISHED.values())) and at > 1:
+        shutil.rmtree(store, ignore_errors=True)
         shutil.copytree(place.former, store)
-        run = place.extract(store, kill_at_cut=place.n_fields // 3)
-        check(run.wait() == -signal.SIGKILL, run.text)
-        check(all(any(store.glob(pattern)) for pattern in UNFINISHED.values()), f"{store}: expected every kind of file")
-        place.runner.cut()
+        check(place.extract(store, kill_at_cut=at).wait() == -signal.SIGKILL, f"{store}: not killed at cut {at}")
+        at -= 1
+    check(complete, f"{store}: expected every kind of file")
+    place.runner.cut()
     return store
 
 
@@ -561,21 +562,21 @@ def du(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
-def read_only_trial(place: Place) -> dict[str, str]:
+def read_only_trial(place: Place) -> list[str]:
     """A finished store on a disk that cannot be written, and a disk without one."""
-    found = {}
+    found = []
     with small_disk(place.folder / "read-only", 2**26) as disk:
         shutil.copytree(place.folder / "whole", disk / "store")
         remount(disk, "ro")
         for what, store in {"new store": disk / "new", "unchanged store": disk / "store"}.items():
             check_sentence(place.extract(store), 2, "expected to be allowed to write", "choose another folder")
-            found[f"extract, {what}"] = "one sentence"
+            found.append(f"extract, {what}: one sentence")
         check_sentence(place.runner.run("verify", disk / "store"), 0, "sound")
-        found["verify"] = "works"
+        found.append("verify: works")
         check_sentence(place.runner.run("verify", disk / "store", "--repair"), 2, "expected to be allowed to write")
-        found["verify --repair"] = "one sentence"
+        found.append("verify --repair: one sentence")
         check_sentence(place.runner.run("export", disk / "store", "--to", "png", "--out", place.folder / "png"), 0)
-        found["export"] = "works"
+        found.append("export: works")
         check_same(disk / "store", place.expected, "a store on a read-only disk")
     place.runner.cut()
     return found
@@ -603,7 +604,7 @@ def changed_field_trial(place: Place, name: str, after: int, manner: str, worker
     return "quarantined, then taken"
 
 
-def two_writers_trial(place: Place, name: str, workers: int = 1) -> dict[str, str]:
+def two_writers_trial(place: Place, name: str, workers: int = 1) -> list[str]:
     """A second process at the same store refuses; the first goes on."""
     store, runner = place.folder / name, place.runner
     first = runner.start(*place.words(store, workers), store=store, pause=0.1)
@@ -616,7 +617,7 @@ def two_writers_trial(place: Place, name: str, workers: int = 1) -> dict[str, st
     check(len(runner.cut()) == place.n_fields - place.bad, "fields were cut twice")
     check_same(store, place.expected, name)
     shutil.rmtree(store)
-    return {"extract": "refuses", "verify --repair": "refuses", "the first": "same bytes"}
+    return ["extract: refuses", "verify --repair: refuses", "the first: same bytes"]
 
 
 def train_trial(place: Place) -> str:
@@ -637,8 +638,19 @@ def train_trial(place: Place) -> str:
 class Tally:
     """What was run and what came of it."""
 
-    def __init__(self):
-        self.start, self.groups = time.perf_counter(), {}
+    def __init__(self, go_on: bool = False):
+        self.start, self.groups, self.go_on, self.differences = time.perf_counter(), {}, go_on, []
+
+    def attempt(self, trial, *arguments: object, **options: object):
+        """The result of a trial; a difference is one too, if we are to go on."""
+        try:
+            return trial(*arguments, **options)
+        except DifferenceError as error:
+            self.differences.append(f"{trial.__name__}{arguments[1:]}: {error}")
+            if not self.go_on:
+                raise
+            print(f"DIFFERENCE {self.differences[-1]}", file=sys.stderr, flush=True)
+            return "DIFFERENCE"
 
     @contextmanager
     def group(self, name: str):
@@ -661,7 +673,9 @@ def torture_kills(place: Place, tally: Tally, n: int, workers: int, seed: int, n
     with tally.group(f"SIGKILL, {workers} worker{'s' * (workers > 1)}") as found:
         trial = 0
         while sum(found.values()) < n:
-            found.update(kill_trial(place, f"killed-{workers}-{trial}", seed + trial, workers, former=trial % 3 == 2, fresh=trial < n_fresh))
+            name, options = f"killed-{workers}-{trial}", {"former": trial % 3 == 2, "fresh": trial < n_fresh}
+            stages = tally.attempt(kill_trial, place, name, seed + trial, workers, **options)
+            found.update([stages] if isinstance(stages, str) else stages)
             trial += 1
 
 
@@ -670,7 +684,7 @@ def torture_damage(place: Place, tally: Tally, seed: int) -> None:
     for title, kinds, trial in [("finished", KINDS, damage_trial), ("unfinished", UNFINISHED, unfinished_trial)]:
         with tally.group(f"damage to a store that is {title}") as found:
             for number, (kind, how) in enumerate((kind, how) for kind in kinds for how in DAMAGES):
-                result = trial(place, kind, how, seed + number)
+                result = tally.attempt(trial, place, kind, how, seed + number)
                 if result != "empty anyway":
                     found[f"{kind}, {how}: {result}"] += 1
 
@@ -684,15 +698,14 @@ def torture_disks(place: Place, tally: Tally) -> None:
     with tally.group("full disk") as found:
         for number, share in enumerate([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2]):
             for former in (False, True):
-                found[full_disk_trial(place, f"full-{number}-{former}", max(4096, int(size * share)), former)] += 1
+                found[tally.attempt(full_disk_trial, place, f"full-{number}-{former}", max(4096, int(size * share)), former)] += 1
         for inodes in (3, 5, 7, 9, 12, 16):
-            found[full_disk_trial(place, f"inodes-{inodes}", 2**26, False, options=f",nr_inodes={inodes}")] += 1
+            found[tally.attempt(full_disk_trial, place, f"inodes-{inodes}", 2**26, False, options=f",nr_inodes={inodes}")] += 1
         for number, share in enumerate((0.1, 0.6)):
-            found[full_disk_trial(place, f"full-2-{number}", int(size * share), True, workers=2)] += 1
+            found[tally.attempt(full_disk_trial, place, f"full-2-{number}", int(size * share), True, workers=2)] += 1
     with tally.group("read-only disk") as found:
-        for what, result in read_only_trial(place).items():
-            found[f"{what}: {result}"] += 1
-        found[f"train: {train_trial(place)}"] += 1
+        found.update(tally.attempt(read_only_trial, place))
+        found[f"train: {tally.attempt(train_trial, place)}"] += 1
 
 
 def torture_company(place: Place, tally: Tally) -> None:
@@ -700,39 +713,42 @@ def torture_company(place: Place, tally: Tally) -> None:
     with tally.group("a field replaced while it is read") as found:
         for manner in ("rename", "in place", "in place, with the old time"):
             for after in range(len(COLOURS) + 1):
-                found[changed_field_trial(place, f"changed-{manner[:2]}-{len(manner)}-{after}", after, manner)] += 1
-        found[changed_field_trial(place, "changed-2", 2, "rename", workers=2)] += 1
+                found[tally.attempt(changed_field_trial, place, f"changed-{manner[:2]}-{len(manner)}-{after}", after, manner)] += 1
+        found[tally.attempt(changed_field_trial, place, "changed-2", 2, "rename", workers=2)] += 1
     with tally.group("two writers") as found:
         for workers in (1, 2):
-            for what, result in two_writers_trial(place, f"two-{workers}", workers).items():
-                found[f"{what}: {result}"] += 1
+            found.update(tally.attempt(two_writers_trial, place, f"two-{workers}", workers))
 
 
 def torture(arguments: argparse.Namespace) -> int:
-    folder, tally = Path(tempfile.mkdtemp(prefix="torture-")), Tally()
+    folder, tally = Path(tempfile.mkdtemp(prefix="torture-")), Tally(arguments.go_on)
     runner = Runner(folder, fresh=arguments.fresh)
-    code = 0
     try:
         place = Place(folder, runner)
         n_shards = len(json.loads(place.expected["manifest.json"])["shards"])
         print(f"{place.n_fields} fields, {n_shards} shards, {place.n_steps} steps, {place.seconds:.1f} s for an unbroken run", flush=True)
-        torture_kills(place, tally, arguments.kills, 1, arguments.seed, n_fresh=5)
-        torture_kills(place, tally, arguments.kills_of_two, 2, arguments.seed + 10_000, n_fresh=2)
-        torture_damage(place, tally, arguments.seed)
-        torture_disks(place, tally)
-        torture_company(place, tally)
+        if arguments.only in (None, "kills"):
+            torture_kills(place, tally, arguments.kills, 1, arguments.seed, n_fresh=5)
+            torture_kills(place, tally, arguments.kills_of_two, 2, arguments.seed + 10_000, n_fresh=2)
+        if arguments.only in (None, "damage"):
+            torture_damage(place, tally, arguments.seed)
+        if arguments.only in (None, "disks"):
+            torture_disks(place, tally)
+        if arguments.only in (None, "company"):
+            torture_company(place, tally)
     except DifferenceError as error:
-        print(f"torture: {error}\nwhat it left is in {folder}", file=sys.stderr)
-        code = 1
+        tally.differences = tally.differences or [str(error)]
     finally:
         runner.close()
-    summary = tally.summary() | {"seed": arguments.seed, "ended_well": code == 0}
+    summary = tally.summary() | {"seed": arguments.seed, "differences": tally.differences}
     if arguments.out:
         Path(arguments.out).write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"{summary['seconds']} s in all")
-    if not code:
-        shutil.rmtree(folder)
-    return code
+    print(f"{sum(group['n'] for group in tally.groups.values())} in {summary['seconds']} s, {len(tally.differences)} differences")
+    if tally.differences:
+        print("\n".join([*tally.differences, f"what they left is in {folder}"]), file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 def main() -> int:
@@ -741,6 +757,8 @@ def main() -> int:
     parser.add_argument("--kills-of-two", type=int, default=20, help="kills of runs with two workers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="a new Python for each run: slower, nothing shared")
+    parser.add_argument("--only", help="kills, damage, disks or company")
+    parser.add_argument("--go-on", action="store_true", help="past differences, to the end")
     parser.add_argument("--out", help="JSON file for the summary")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--obey", help=argparse.SUPPRESS)

@@ -5,7 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "store": ["CropStore", "fetch_store", "read_store", "write_store_to"],
+        "store": ["CropStore", "read_store"],
+        "remote": ["fetch_store", "write_store_to"],
         "writer": ["StoreWriter"],
         "augment": ["make_augmenter"],
         "batches": ["make_batches"],

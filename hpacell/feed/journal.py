@@ -10,6 +10,7 @@ import base64
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from .shards import HEADER_BYTES, checksum, compress, file_checksum, npy_header
 
 # %% ../../nbs/49_feed.journal.ipynb #91024ab1
 BUILDING_NAME = ".building"
-_SYNC_BYTES = 64 * 2**20
+_SYNC_BYTES = 16 * 2**20
 
 # %% ../../nbs/49_feed.journal.ipynb #8ccf0f93
 class OpenShard:
@@ -50,6 +51,8 @@ class OpenShard:
         self.tables: list[pa.Table] = []
         self.n_bytes = 0  # of crops, before they are compressed
         self._unsynced = 0
+        self._behind = ThreadPoolExecutor(1)  # the disk works while the next field is prepared
+        self._syncing: Future | None = None
         self._crops = self._journal = None
 
     def append(self, field: dict, rows: pa.Table, crops: np.ndarray) -> None:
@@ -78,7 +81,8 @@ class OpenShard:
         self.tables.append(rows)
         self.n_bytes += crops.nbytes
         self._unsynced += written
-        if self._unsynced > _SYNC_BYTES:
+        if self._unsynced > _SYNC_BYTES and (self._syncing is None or self._syncing.done() or self._unsynced > 8 * _SYNC_BYTES):
+            self._wait()
             self._sync()
 
     def _start(self) -> None:
@@ -90,13 +94,20 @@ class OpenShard:
         _write_all(self._journal, _with_sum(json.dumps({"crop_shape": self.crop_shape, "compression": self.compression})))
 
     def _sync(self) -> None:
-        """Have the disk hold what was written."""
-        os.fsync(self._crops.fileno())
-        os.fsync(self._journal.fileno())
-        self._unsynced = 0
+        """Begin to have the disk hold what was written."""
+        self._syncing, self._unsynced = self._behind.submit(_sync_files, self._crops.fileno(), self._journal.fileno()), 0
+
+    def _wait(self) -> None:
+        """Until the disk holds what `_sync` was called for; its errors come up here."""
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            syncing.result()
 
     def close(self) -> None:
         """Leave what is there to the next run."""
+        if self._syncing is not None:
+            wait([self._syncing])
+            self._syncing = None
         for file in (self._crops, self._journal):
             if file is not None:
                 file.close()
@@ -110,19 +121,27 @@ class OpenShard:
         if self.compression == "none":
             self._crops.seek(0)
             _write_all(self._crops, npy_header((n_crops, *self.crop_shape)))
+        self._wait()
         self._sync()
-        self.close()
         built = self.building / "crops"
         total = file_checksum(built)
+        self._wait()
+        self.close()
         name = f"shards/crops-{total[:16]}.{'npy' if self.compression == 'none' else 'zst'}"
         shard = {"name": name, "n_crops": n_crops, "n_bytes": built.stat().st_size, "xxh3_128": total}
         # Rows first: a kill between the two leaves the journal with its crops, and the next run does this again.
         part = write_part(self.folder, shard, join_tables(self.tables), self.crop_shape, self.compression, self.fields)
         os.replace(built, self.folder / name)
-        (self.building / "journal.jsonl").unlink()
         sync_folder(self.folder / "shards")
+        (self.building / "journal.jsonl").unlink()
         self.fields, self.tables, self.n_bytes = [], [], 0
         return part
+
+# %% ../../nbs/49_feed.journal.ipynb #4c985755
+def _sync_files(*handles: int) -> None:
+    """Have the disk hold what was written to files."""
+    for handle in handles:
+        os.fsync(handle)
 
 # %% ../../nbs/49_feed.journal.ipynb #65368699
 def _write_all(file, content) -> int:

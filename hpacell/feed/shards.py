@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['COMPRESSIONS', 'SLOW_DISK', 'HEADER_BYTES', 'checksum', 'file_checksum', 'describe_file', 'CompressedShard',
-           'compress', 'decompress', 'choose_compression', 'npy_header']
+           'compress', 'decompress', 'choose_compression', 'npy_header', 'map_shard']
 
 # %% ../../nbs/41_feed.shards.ipynb #aa3ebc6f
 import io
 import os
+import secrets
+import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,7 +96,9 @@ class CompressedShard:
     def __init__(self, path: str | Path, n_bytes: Sequence[int], crop_shape: Sequence[int]):
         self._ends = np.cumsum(np.asarray(n_bytes, np.int64))
         self._starts = self._ends - n_bytes
-        self._frames = np.memmap(path, np.uint8, "r") if len(self._ends) else np.empty(0, np.uint8)
+        self._file = open(path, "rb")  # closed with this object
+        weakref.finalize(self, self._file.close)
+        self._seeking = threading.Lock()
         self.shape, self.dtype = (len(self._ends), *crop_shape), np.dtype(np.uint8)
 
     def __len__(self) -> int:
@@ -102,9 +107,20 @@ class CompressedShard:
     def __getitem__(self, rows: int | slice | np.ndarray) -> np.ndarray:
         chosen = np.arange(len(self))[rows]
         crops = np.empty((chosen.size, *self.shape[1:]), np.uint8)
+        if hasattr(os, "posix_fadvise"):  # all frames at once: the disk may fetch one while another is unpacked
+            for row in chosen.ravel():
+                os.posix_fadvise(self._file.fileno(), self._starts[row], self._ends[row] - self._starts[row], os.POSIX_FADV_WILLNEED)
         for crop, row in zip(crops, chosen.ravel(), strict=True):
-            decompress(self._frames[self._starts[row] : self._ends[row]], crop)
+            decompress(self._read(int(self._starts[row]), int(self._ends[row])), crop)
         return crops if chosen.ndim else crops[0]
+
+    def _read(self, start: int, end: int) -> bytes:
+        """Bytes of the file. A memory map would have the system read far around each frame."""
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), end - start, start)
+        with self._seeking:
+            self._file.seek(start)
+            return self._file.read(end - start)
 
 # %% ../../nbs/41_feed.shards.ipynb #f3830033
 def compress(crop: np.ndarray) -> bytes:
@@ -133,7 +149,7 @@ def decompress(frame: bytes | np.ndarray, crop: np.ndarray) -> None:
     frame : bytes or ndarray of uint8
         From `compress`.
     crop : ndarray, (h, w, C), uint8
-        Filled with the pixels.
+        Filled with the pixels; C-contiguous.
 
     Raises
     ------
@@ -143,8 +159,9 @@ def decompress(frame: bytes | np.ndarray, crop: np.ndarray) -> None:
     import imagecodecs
 
     try:
-        unpacked = imagecodecs.zstd_decode(frame)
-        crop[...] = np.frombuffer(unpacked, np.uint8).reshape(crop.shape)
+        unpacked = imagecodecs.zstd_decode(frame, out=crop.reshape(-1))
+        if len(unpacked) != crop.nbytes:
+            raise ValueError(f"{len(unpacked)} bytes")
     except (ValueError, imagecodecs.ZstdError) as error:
         raise ValueError(f"expected a compressed crop of {crop.nbytes} bytes, got {error}: see hpacell verify") from None
 
@@ -165,23 +182,34 @@ def choose_compression(store: str | Path, n_bytes: int = 64 * 2**20) -> str:
         "zstd" where the disk gives less than `SLOW_DISK` bytes a second.
     """
     Path(store).mkdir(parents=True, exist_ok=True)
-    path = Path(store) / "disk.tmp"
+    path = Path(store) / f".probe.{secrets.token_hex(4)}.tmp"
+    for left in Path(store).glob(".probe.*.tmp"):  # by a run that was killed
+        left.unlink(missing_ok=True)
     content = np.random.default_rng(0).bytes(n_bytes)
     try:
-        with open(path, "wb", buffering=0) as file:
+        with open(path, "wb") as file:
             file.write(content)
+            file.flush()
             os.fsync(file.fileno())
-            if not hasattr(os, "posix_fadvise"):
-                return "none"
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        start = time.perf_counter()
-        path.read_bytes()
-        return "zstd" if n_bytes / (time.perf_counter() - start) < SLOW_DISK else "none"
+        return "zstd" if hasattr(os, "posix_fadvise") and n_bytes / _seconds_to_read(path) < SLOW_DISK else "none"
     finally:
         path.unlink(missing_ok=True)
 
 # %% ../../nbs/41_feed.shards.ipynb #aea51fd1
-SLOW_DISK = 400 * 2**20  # bytes a second; crops of cells are a third as large compressed
+def _seconds_to_read(path: Path, repeats: int = 3) -> float:
+    """How long a file takes that is not in memory; the median."""
+    seconds, block = [], bytearray(2**22)
+    for _ in range(repeats):
+        with open(path, "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            start = time.perf_counter()
+            while file.readinto(block):
+                pass
+            seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[repeats // 2]
+
+# %% ../../nbs/41_feed.shards.ipynb #0d56ee6c
+SLOW_DISK = 1000 * 2**20  # bytes a second: slower than this, one core unpacks faster than the disk gives plain crops
 
 # %% ../../nbs/41_feed.shards.ipynb #3e14253c
 HEADER_BYTES = 128
@@ -211,3 +239,30 @@ def npy_header(shape: Sequence[int]) -> bytes:
     if len(header) != HEADER_BYTES:
         raise ValueError(f"expected a .npy header of {HEADER_BYTES} bytes, got {len(header)} for shape {shape}")
     return header
+
+# %% ../../nbs/41_feed.shards.ipynb #c1e87b68
+def map_shard(
+    path: str | Path, n_crops: int, crop_shape: Sequence[int], frame_bytes: Sequence[int] | None = None
+) -> np.ndarray | CompressedShard:
+    """Open a shard of which one knows what is in it, so that a damaged header does no harm.
+
+    Parameters
+    ----------
+    path : path
+        The shard.
+    n_crops : int
+        How many crops it holds.
+    crop_shape : tuple of int
+        (h, w, C).
+    frame_bytes : sequence of int, optional
+        Length of each crop's frame, if it is compressed.
+
+    Returns
+    -------
+    ndarray or CompressedShard, (n_crops, h, w, C), uint8
+        The crops, mapped, not read.
+    """
+    if frame_bytes is not None:
+        return CompressedShard(path, frame_bytes, crop_shape)
+    shape = (n_crops, *crop_shape)
+    return np.memmap(path, np.uint8, "r", offset=HEADER_BYTES, shape=shape) if n_crops else np.empty(shape, np.uint8)

@@ -9,15 +9,13 @@ __all__ = ['VerifyReport', 'verify_store']
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from .journal import BUILDING_NAME
-from .parts import field_is_whole, read_part
+from .parts import read_part, whole_fields
 from .shards import file_checksum
-from .store import MANIFEST_NAME, QUARANTINE_NAME, is_store_file, manifest_files, read_manifest, read_store
-from .writer import LOCK_NAME, ORIGIN_NAME, SIGNATURES_NAME, StoreWriter
-from ..files import fingerprint, read_json
+from .store import MANIFEST_NAME, ORIGIN_NAME, OWN_NAMES, QUARANTINE_NAME, SIGNATURES_NAME, is_store_file, manifest_files, read_manifest, read_store
+from ..files import check_local, fingerprint, read_json
 from ..progress import progress
 from ..vocabulary import count_of
 
@@ -72,8 +70,10 @@ def verify_store(folder: str | Path) -> VerifyReport:
     ------
     FileNotFoundError
         There is no store.
+    ValueError
+        It is not on a local disk.
     """
-    folder = Path(folder)
+    folder = check_local(folder, "a store that is to be checked")
     if not (folder / MANIFEST_NAME).exists() and not (folder / ORIGIN_NAME).exists() and not (folder / "shards").is_dir():
         raise FileNotFoundError(f"expected a crop store, got {folder} without {MANIFEST_NAME}: check the path, or make one with hpacell extract")
     problems: list[tuple[str, str]] = []
@@ -119,7 +119,7 @@ def _damaged_fields(folder: Path, manifest: dict | None, bad: set[str]) -> list[
     found = []
     for shard in manifest["shards"] if manifest else []:
         part = read_part(folder, shard["cells"]["name"]) if shard["name"] in bad else None
-        ids = [field["field_id"] for number, field in enumerate(part.fields) if not field_is_whole(part, number)] if part else []
+        ids = [field["field_id"] for field, good in zip(part.fields, whole_fields(part), strict=True) if not good] if part else []
         if ids:
             found.append((shard["name"], f"the crops of {', '.join(ids[:5])}{' and others' * (len(ids) > 5)} are damaged"))
     return found
@@ -127,13 +127,12 @@ def _damaged_fields(folder: Path, manifest: dict | None, bad: set[str]) -> list[
 # %% ../../nbs/59_feed.verify.ipynb #a118421f
 def _foreign(folder: Path, wanted: set[str]) -> list[tuple[str, str]]:
     """Files that do not belong to the store's present state."""
-    own = {MANIFEST_NAME, QUARANTINE_NAME, ORIGIN_NAME, SIGNATURES_NAME, LOCK_NAME}
     found, building = [], folder / BUILDING_NAME
     if building.exists():
         found.append((BUILDING_NAME, "an extraction has not ended: run it again, or repair"))
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or name in own or name in wanted or building in path.parents:
+        if path.is_dir() or name in OWN_NAMES or name in wanted or building in path.parents:
             continue
         kind = "left from an earlier state" if is_store_file(name) else "not a file of the store"
         found.append((name, kind))
@@ -159,10 +158,8 @@ def _beside(folder: Path) -> list[tuple[str, str]]:
 # %% ../../nbs/59_feed.verify.ipynb #7f045d0c
 def _quarantine_list(folder: Path) -> list[tuple[str, str]]:
     """Whether the list for people says what the table of fields says."""
-    expected = read_store(folder).quarantine
     try:
-        listed = pd.read_csv(folder / QUARANTINE_NAME, dtype=str)
-        same = list(listed.columns) == ["field_id", "reason"] and np.array_equal(listed.to_numpy(str), expected.to_numpy(str))
-    except (OSError, ValueError):
+        same = (folder / QUARANTINE_NAME).read_bytes() == read_store(folder).quarantine.to_csv(index=False).encode()
+    except OSError:
         same = False
     return [] if same else [(QUARANTINE_NAME, "missing, or not what the table of fields says")]

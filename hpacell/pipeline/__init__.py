@@ -5,7 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "extract": ["ExtractReport", "extract_fields", "repair_store"],
+        "extract": ["ExtractReport", "extract_fields"],
+        "repair": ["repair_store"],
         "field": ["ExtractSettings", "extract_field"],
         "predict": ["predict_fields", "predict_store"],
         "segment": ["segment_fields"],
