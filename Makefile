@@ -41,6 +41,10 @@ test-all: env  ## the slow tests too
 	$(BIN)/nbdev-test nbs --n-workers $(WORKERS) --skip-folder-re '^(workflows|tutorials|_docs|\.ipynb_checkpoints)$$' --skip-file-re '^index' --flags slow
 	$(BIN)/python -m pytest -m ''
 
+.PHONY: torture
+torture: env  ## kills, damage, full disks and more, on real processes: a quarter of an hour
+	$(BIN)/python tests/torture.py
+
 .PHONY: lab
 lab: env  ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir nbs

@@ -120,8 +120,10 @@ class _PlainFiles:
     @classmethod
     def of(cls, store: CropStore) -> "_PlainFiles | None":
         """The files of a store, if all its shards are plain ones."""
+        if not hasattr(os, "preadv") or not 0 < len(store.manifest["shards"]) <= cls.N_OPEN:
+            return None
         shards = store.shards()
-        if not hasattr(os, "preadv") or not 0 < len(shards) <= cls.N_OPEN or not all(isinstance(shard, np.memmap) for shard in shards):
+        if not all(isinstance(shard, np.memmap) for shard in shards):
             return None
         paths, offsets, counts = zip(*((str(shard.filename), shard.offset, len(shard)) for shard in shards), strict=True)
         try:

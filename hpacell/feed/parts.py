@@ -42,7 +42,8 @@ def read_rows(path: str | Path) -> pa.Table:
         The file is missing or damaged.
     """
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read()
+        with open(path, "rb") as file:  # Arrow takes no path that is not UTF-8
+            return pq.ParquetFile(file, page_checksum_verification=True).read()
     except (OSError, pa.ArrowException, ValueError) as error:
         raise damage(path, "a whole table", str(error)) from None
 
@@ -101,6 +102,11 @@ class Part:
     def rows(self) -> pa.Table:
         """One row per crop."""
         return read_rows(os.path.join(self.folder, self.cells["name"]))
+
+    def schema(self) -> pa.Schema:
+        """Columns of the rows, with their types."""
+        with open(os.path.join(self.folder, self.cells["name"]), "rb") as file:
+            return pq.read_schema(file).remove_metadata()
 
     @property
     def path(self) -> str:
@@ -166,7 +172,8 @@ def read_part(folder: str | Path, name: str) -> Part | None:
         cells = describe_file(folder, name)
         if cells["xxh3_128"][:16] not in name:
             return None
-        about = json.loads(pq.read_metadata(os.path.join(folder, name)).metadata[_METADATA])
+        with open(os.path.join(folder, name), "rb") as file:
+            about = json.loads(pq.read_metadata(file).metadata[_METADATA])
         part = Part(str(folder), about["shard"], cells, tuple(about["crop_shape"]), about["compression"], about["fields"])
         return part if os.path.getsize(os.path.join(folder, part.shard["name"])) == part.shard["n_bytes"] else None
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
@@ -314,7 +321,11 @@ def with_labels(rows: pa.Table, part: Part, fields: list[dict]) -> pa.Table:
         The rows.
     """
     spans = zip(part.starts, part.starts[1:], fields, strict=False)
-    tables = [with_label(rows.slice(start, stop - start), field["labels"]) for start, stop, field in spans]
+    former = [field.get("labels") for field in part.fields]
+    tables = [
+        rows.slice(start, stop - start) if field.get("labels") == was else with_label(rows.slice(start, stop - start), field["labels"])
+        for (start, stop, field), was in zip(spans, former, strict=True)
+    ]
     return join_tables(tables) if rows.num_rows else rows
 
 # %% ../../nbs/43_feed.parts.ipynb #e9e69891
@@ -328,9 +339,9 @@ def write_rows(parts: Sequence[Part], file) -> None:
     file : file object
         Parquet is written into it.
     """
-    schemas = [pq.read_schema(os.path.join(part.folder, part.cells["name"])).remove_metadata() for part in parts if part.shard["n_crops"]]
+    schemas = [part.schema() for part in parts if part.shard["n_crops"]]
     if not schemas:
-        schemas = [part.rows().schema.remove_metadata() for part in parts[:1]]
+        schemas = [part.schema() for part in parts[:1]]
     schema = pa.unify_schemas(schemas, promote_options="permissive")
     with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
         for part in parts:

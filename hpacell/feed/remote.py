@@ -15,7 +15,7 @@ import fsspec
 
 from .parts import damage
 from .shards import file_checksum
-from .store import MANIFEST_NAME, QUARANTINE_NAME, CropStore, manifest_files, parse_manifest, read_manifest, remove_others
+from .store import MANIFEST_NAME, QUARANTINE_NAME, CropStore, is_store_file, manifest_files, parse_manifest, read_manifest, remove_others
 from ..files import fingerprint, is_remote, join_path, read_bytes, write_atomic
 
 # %% ../../nbs/61_feed.remote.ipynb #ae254bcd
@@ -42,8 +42,11 @@ def write_store_to(store: CropStore, address: str, verify: bool = False) -> None
     if system.exists(f"{inside}/{MANIFEST_NAME}"):
         try:
             former = parse_manifest(system.cat_file(f"{inside}/{MANIFEST_NAME}"), f"{address}/{MANIFEST_NAME}")
-        except ValueError as error:
-            raise ValueError(f"{error}; or choose another address") from None
+        except ValueError:
+            # Ours, but cut short, if shards of a store lie beside it; then everything is sent again.
+            if not any(is_store_file(path[len(inside) :].lstrip("/")) for path in system.find(inside)):
+                raise ValueError(f"expected an address for a store, got {address} with a manifest.json of something else: choose another address") from None
+            verify = True
     system.makedirs(join_path(inside, "shards"), exist_ok=True)
     for entry in manifest_files(store.manifest):
         target = f"{inside}/{entry['name']}"

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .journal import BUILDING_NAME
-from .parts import damage, read_rows
+from .journal import BUILDING_NAME, BUILDING_NAMES
+from .parts import damage, read_part, read_rows
 from .shards import CompressedShard, map_shard
-from ..files import fingerprint, join_path, path_exists, read_bytes, read_json
+from ..files import fingerprint, join_path, path_exists, read_bytes
 
 # %% ../../nbs/50_feed.store.ipynb #9b5dcf29
 FORMAT_VERSION = 2
@@ -246,14 +246,16 @@ def read_store(folder: str | Path) -> CropStore:
         version.
     """
     folder = str(folder)
-    for attempt in range(3):
+    failed: list[dict] = []
+    while True:
         manifest = read_manifest(folder)
         try:
             return _open_store(folder, manifest)
         except (FileNotFoundError, ValueError):
-            # Somebody may have brought the store up to date between the manifest and its files.
-            if attempt == 2 or read_manifest(folder) == manifest:
+            # Somebody may have brought the store up to date between the manifest and its files, and even back again.
+            if failed.count(manifest) == 2 or len(failed) == 20:
                 raise
+            failed.append(manifest)
 
 # %% ../../nbs/50_feed.store.ipynb #c8a5ac02
 def _open_store(folder: str, manifest: dict) -> CropStore:
@@ -305,8 +307,12 @@ def remove_others(folder: str | Path, manifest: dict) -> None:
     wanted, folder = {entry["name"] for entry in manifest_files(manifest)}, Path(folder)
     for path in [*folder.iterdir(), *(folder / "shards").iterdir()]:
         name = path.relative_to(folder).as_posix()
-        if is_store_file(name) and name not in wanted and path.is_file():
+        if (is_store_file(name) or _CUT_SHORT.fullmatch(name)) and name not in wanted and path.is_file():
             path.unlink(missing_ok=True)
+
+# %% ../../nbs/50_feed.store.ipynb #7aea52c5
+# What a kill leaves of a file that is written under another name first.
+_CUT_SHORT = re.compile(r"\.(?:manifest\.json|quarantine\.csv|origin\.json|signatures\.json)\.[0-9a-f]{8}\.tmp")
 
 # %% ../../nbs/50_feed.store.ipynb #651a96be
 def check_target(folder: str | Path) -> None:
@@ -330,23 +336,22 @@ def check_target(folder: str | Path) -> None:
         raise
     except (FileNotFoundError, NotADirectoryError, ValueError):
         pass
-    foreign = _foreign_name(folder) if folder.exists() else ""
+    foreign = _foreign_name(folder) if folder.exists() and not _has_parts(folder) else ""
     if foreign or folder.resolve() == Path.cwd():
         what = f"a folder or file with {foreign}" if foreign else "the working folder"
         raise ValueError(f"expected a new folder, an empty one or a crop store, got {folder}, {what}: choose another folder for the store")
 
 # %% ../../nbs/50_feed.store.ipynb #8dd3301e
+def _has_parts(folder: Path) -> bool:
+    """Whether shards lie there whose rows say that they are a store's: a damaged store, or one that was begun."""
+    return any(is_store_file(f"shards/{path.name}") and read_part(folder, f"shards/{path.name}") for path in folder.glob("shards/cells-*.parquet"))
+
+# %% ../../nbs/50_feed.store.ipynb #77be7273
 def _foreign_name(folder: Path) -> str:
-    """Something in a folder that no store put there; empty if all could be a store's, if a damaged one's."""
+    """Something in a folder that no store put there before it had its first shard; empty if there is nothing."""
     if not folder.is_dir():
         return folder.name
-    names = sorted(path.relative_to(folder).as_posix() for path in [*folder.iterdir(), *folder.glob("shards/*")])
-    foreign = [name for name in names if not (name in OWN_NAMES or is_store_file(name) or Path(name).name.startswith("."))]
-    if MANIFEST_NAME in names and not foreign:
-        try:
-            read_json(folder / MANIFEST_NAME)["format_version"]
-        except (KeyError, TypeError):
-            foreign = [MANIFEST_NAME]
-        except ValueError:  # no JSON any more: ours, if shards lie beside it
-            foreign = [] if any(is_store_file(name) for name in names) else [MANIFEST_NAME]
-    return foreign[0] if foreign else ""
+    own = {"shards", BUILDING_NAME, SIGNATURES_NAME, *(f"{BUILDING_NAME}/{name}" for name in BUILDING_NAMES)}
+    names = sorted(path.relative_to(folder).as_posix() for path in [*folder.iterdir(), *folder.glob("shards/*"), *folder.glob(f"{BUILDING_NAME}/*")])
+    hidden = [name for name in names if name.rpartition("/")[2].startswith(".")]
+    return next((name for name in names if not (name in own or name in hidden or is_store_file(name))), "")

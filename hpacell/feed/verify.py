@@ -132,7 +132,7 @@ def _foreign(folder: Path, wanted: set[str]) -> list[tuple[str, str]]:
         found.append((BUILDING_NAME, "an extraction has not ended: run it again, or repair"))
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or name in OWN_NAMES or name in wanted or building in path.parents:
+        if path.is_dir() or (path.name.startswith(".") and not path.name.endswith(".tmp")) or name in OWN_NAMES or name in wanted or building in path.parents:
             continue
         kind = "left from an earlier state" if is_store_file(name) else "not a file of the store"
         found.append((name, kind))

@@ -106,8 +106,9 @@ class StoreWriter:
             _restore_rows(self.folder)
         self._manifest = _former_manifest(self.folder)
         # What an unfinished run has sealed comes first: its shards go on where it was.
+        self._live = {shard["name"] for shard in self._manifest["shards"]} if self._manifest else set()
         listed = {entry["name"] for entry in manifest_files(self._manifest)} if self._manifest else set()
-        found = sorted(read_parts(self.folder), key=lambda part: part.cells["name"] in listed)
+        found = sorted(read_parts(self.folder), key=lambda part: (part.shard["name"] in listed) + (part.shard["name"] in listed - self._live))
         self._stock = [part for part in found if part.crop_shape == self.crop_shape]
         self._known: dict[str, tuple[Part, int]] = {}
         self._damaged: set[str] = set()
@@ -121,6 +122,7 @@ class StoreWriter:
         self._open = OpenShard(self.folder, self.crop_shape, self.compression)
         self._pending: tuple[Part, list[dict]] | None = None
         self._parts: list[Part] = []
+        self._sealed: list[Part] = []
         self._records: list[dict] = []
         self._opened: dict[str, tuple[pa.Table, np.ndarray]] = {}
 
@@ -166,17 +168,22 @@ class StoreWriter:
         with _told_of_disk(self.folder):
             self._open.append(field, table, crops)
             if _ends_shard(field["field_id"], crops.nbytes, self._open.n_bytes):
-                self._parts.append(self._open.seal())
+                self._seal()
 
-    def reuse(self, key: str, labels: str) -> None:
+    def _seal(self) -> None:
+        """The open shard is full, or the last."""
+        self._sealed.append(self._open.seal())
+        self._parts.append(self._sealed[-1])
+
+    def reuse(self, key: str, labels: str | None = None) -> None:
         """Take over the next field from what is there.
 
         Parameters
         ----------
         key : str
             One that is ``in`` the writer.
-        labels : str
-            Its labels of today.
+        labels : str, optional
+            Its labels of today, which all its rows then get; by default field and rows stay as they are.
 
         Raises
         ------
@@ -184,7 +191,7 @@ class StoreWriter:
             Its crops are not what they were. Open a writer with `verify` and start again.
         """
         part, number = self._known[key]
-        field = {**part.fields[number], "labels": labels}
+        field = part.fields[number] if labels is None else {**part.fields[number], "labels": labels}
         self._records.append(field)
         started = self._pending is not None and self._pending[0] is part and len(self._pending[1]) == number
         fresh = self._pending is None and not self._open.fields and number == 0 and part.compression == self.compression
@@ -203,6 +210,9 @@ class StoreWriter:
     def _adopt(self) -> None:
         """Take a whole shard over as it lies there, with the labels of today."""
         (part, fields), self._pending = self._pending, None
+        # What is in use was checked when it came to be, and is by `verify`; of what lay by, nobody has looked.
+        if part.shard["name"] not in self._live and file_checksum(part.path) != part.shard["xxh3_128"]:
+            raise DamagedPartError(str(damage(part.path, f"checksum {part.shard['xxh3_128']}", "another")))
         if fields != part.fields:
             rows = with_labels(part.rows(), part, fields)
             part = write_part(self.folder, part.shard, rows, part.crop_shape, part.compression, fields)
@@ -227,7 +237,9 @@ class StoreWriter:
             raise DamagedPartError(str(damage(part.path, f"the crops of {field['field_id']}", "others")))
         start, stop = part.starts[number : number + 2]
         table = rows.take(pa.array(range(start, stop), pa.int64()))  # a slice would hold all rows in memory
-        table = with_label(table.drop_columns(["crop_bytes"] if "crop_bytes" in table.column_names else []), field["labels"])
+        table = table.drop_columns(["crop_bytes"] if "crop_bytes" in table.column_names else [])
+        if field.get("labels") != part.fields[number].get("labels"):
+            table = with_label(table, field["labels"])
         self._append(field, table, crops[start:stop])
 
     def quarantine(self, field_id: str, reason: str) -> None:
@@ -261,7 +273,7 @@ class StoreWriter:
                 self._adopt()
             self._flush()
             if self._open.fields or not self._parts:
-                self._parts.append(self._open.seal())
+                self._seal()
             manifest = self._new_manifest()
             if manifest != self._manifest:
                 sync_folder(self.folder / "shards")
@@ -274,6 +286,15 @@ class StoreWriter:
             shutil.rmtree(self.folder / BUILDING_NAME, ignore_errors=True)
             remove_others(self.folder, manifest)
         return read_store(self.folder)
+
+    def discard(self) -> None:
+        """Take away what was added since this writer was opened; all that was there before stays."""
+        self._open.close()
+        shutil.rmtree(self.folder / BUILDING_NAME, ignore_errors=True)
+        before = {name for part in self._stock for name in (part.shard["name"], part.cells["name"])}
+        for part in self._sealed:
+            for name in {part.shard["name"], part.cells["name"]} - before:
+                (self.folder / name).unlink(missing_ok=True)
 
     def _new_manifest(self) -> dict:
         """Write index and fields; the manifest that names all files."""
@@ -299,7 +320,8 @@ class StoreWriter:
         """Parts that hold what today's bad fields gave when they could be read: a fault that passes costs nothing."""
         bad = {record["field_id"] for record in self._records if "reason" in record}
         used, spare = {part.shard["name"] for part in self._parts}, []
-        for part in self._stock:
+        listed = {entry["name"] for entry in manifest_files(self._manifest)} if self._manifest else set()
+        for part in sorted(self._stock, key=lambda part: part.shard["name"] not in listed):
             held = bad & {field["field_id"] for field in part.fields}
             if held and part.shard["name"] not in used | self._damaged and os.path.exists(part.path):
                 spare.append(part.entry())

@@ -183,7 +183,7 @@ def _size_of(path: str) -> tuple[int, int] | None:
 def _with_files(sources: Sequence[FieldSource], sizes: bool) -> pd.DataFrame:
     """A row per field: field_id, path and, if wanted, the size in pixels."""
     frame = pd.DataFrame(
-        {"field_id": [s.field_id for s in sources], "path": ["|".join(s.paths) for s in sources]}, dtype=str
+        {"field_id": [s.field_id for s in sources], "path": ["|".join(s.paths).encode("utf-8", "backslashreplace").decode() for s in sources]}, dtype=str
     )
     if sizes:
         found = [_size_of(source.paths[0]) or (None, None) for source in sources]

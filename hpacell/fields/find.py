@@ -170,6 +170,7 @@ def _by_pattern(folder: str, pattern: str) -> list[_File]:
     if depth:
         system, inside = fsspec.url_to_fs(folder)
         inside = inside.rstrip("/")
+        system.invalidate_cache(inside)  # a listing of a former call may be kept for ever
         names = [name[len(inside) + 1 :] for name in system.find(inside, maxdepth=depth + 1)]
     else:
         names = [path_name(path) for path in list_files(folder)]

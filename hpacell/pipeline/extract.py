@@ -202,10 +202,11 @@ class _Job:
 # %% ../../nbs/91_pipeline.extract.ipynb #17055c95
 def _plan(sources: list[FieldSource], texts: Mapping[str, str], store: Path, settings: ExtractSettings, compression: str, workers: int, origin: dict) -> _Job:  # fmt: skip
     """Settle what the caller left open, as an earlier extraction into this store did."""
-    former = _read_plan(store) or read_origin(store) or {}
-    same = {**former.get("settings", {}), "bits": 0} == {**asdict(settings), "bits": 0}
+    plain = {**asdict(settings), "bits": 0}
+    plans = [plan for plan in (read_origin(store), _read_plan(store)) if plan is not None and {**plan["settings"], "bits": 0} == plain]
+    former = plans[0] if plans else {}
     if not settings.bits:
-        settings = replace(settings, bits=former["settings"]["bits"] if same else _common_bits(sources, settings))
+        settings = replace(settings, bits=former["settings"]["bits"] if plans else _common_bits(sources, settings))
     if compression == "auto":
         compression = former.get("compression") or choose_compression(store)
     channels = _common_channels(sources, settings) or tuple(former.get("store_channels", ())) or CHANNELS

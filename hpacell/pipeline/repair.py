@@ -12,11 +12,13 @@ from dataclasses import dataclass, fields as dataclass_fields
 from functools import partial
 from pathlib import Path
 
-from ..feed.parts import read_part, read_rows
-from ..feed.store import ORIGIN_NAME, CropStore, read_manifest
+import pandas as pd
+
+from ..feed.parts import read_part, read_parts, read_rows
+from ..feed.store import ORIGIN_NAME, QUARANTINE_NAME, SIGNATURES_NAME, CropStore, read_manifest
 from ..feed.writer import StoreWriter
 from ..fields.find import find_fields
-from ..files import check_local
+from ..files import check_local, read_json
 from .engine import Outcome, map_items, workers_of
 from .extract import extract_fields, read_origin
 from .field import ExtractedField, ExtractSettings, code_version, extract_field
@@ -72,36 +74,66 @@ def repair_store(store: str | Path, workers: int = 0) -> RepairReport:
         records = _records(folder, manifest)
     except (FileNotFoundError, ValueError):
         return _make_up(folder, workers)
-    shape, n_made = manifest["crop_shape"], 0
+    shape = manifest["crop_shape"]
     with StoreWriter(folder, shape, manifest["channels"], manifest["parameters"], manifest["compression"], True, manifest["origin"]) as writer:
         lost = [record for record in records if not record.get("reason") and record["key"] not in writer]
-        with closing(_cut_again(folder, manifest, lost, workers)) as made:
-            for record in progress(records, len(records), "repair"):
-                if record.get("reason"):
-                    writer.quarantine(record["field_id"], record["reason"])
-                elif record["key"] in writer:
-                    writer.reuse(record["key"], record["labels"])
-                else:
-                    again = next(made)
-                    writer.add(record["key"], again.field, again.cells, again.crops)
-                    n_made += 1
-        return RepairReport(writer.finish(), n_made)
+        try:
+            _put_together(writer, records, _cut_again(folder, manifest, lost, workers))
+        except BaseException:
+            writer.discard()
+            raise
+        _drop_damaged_sums(folder)
+        return RepairReport(writer.finish(), len(lost))
 
 # %% ../../nbs/97_pipeline.repair.ipynb #d5447cbc
+def _drop_damaged_sums(folder: Path) -> None:
+    """Take away the sums that save time if they cannot be read; the next extraction writes them anew."""
+    try:
+        if (folder / SIGNATURES_NAME).exists():
+            read_json(folder / SIGNATURES_NAME)
+    except ValueError:
+        (folder / SIGNATURES_NAME).unlink()
+
+# %% ../../nbs/97_pipeline.repair.ipynb #ab9e4ba5
+def _put_together(writer: StoreWriter, records: list[dict], made: Iterator[ExtractedField]) -> None:
+    """All fields in order: those that are whole, and those that are made again."""
+    with closing(made):
+        for record in progress(records, len(records), "repair"):
+            if record.get("reason"):
+                writer.quarantine(record["field_id"], record["reason"])
+            elif record["key"] in writer:
+                writer.reuse(record["key"])
+            else:
+                again = next(made)
+                writer.add(record["key"], again.field, again.cells, again.crops)
+
+# %% ../../nbs/97_pipeline.repair.ipynb #1182bcae
 def _records(folder: Path, manifest: dict) -> list[dict]:
     """A row for each field, from the table of fields, or from the shards' own."""
     try:
         return read_rows(folder / manifest["fields"]["name"]).to_pylist()
     except ValueError:
         parts = [read_part(folder, shard["cells"]["name"]) for shard in manifest["shards"]]
-        if manifest["n_quarantined"] or not all(parts):
+        records = [field for part in parts if part for field in part.fields]
+        bad = _listed_as_bad(folder)
+        if not all(parts) or len(bad) != manifest["n_quarantined"]:
             raise
-        return [field for part in parts for field in part.fields]
+        return sorted(records + bad, key=lambda record: record["field_id"]) if bad else records
+
+# %% ../../nbs/97_pipeline.repair.ipynb #d6d76988
+def _listed_as_bad(folder: Path) -> list[dict]:
+    """The rows of the list for people."""
+    try:
+        return pd.read_csv(folder / QUARANTINE_NAME, dtype=str, keep_default_na=False).to_dict("records")
+    except (OSError, ValueError):
+        return []
 
 # %% ../../nbs/97_pipeline.repair.ipynb #eb61bdd9
 def _make_up(folder: Path, workers: int) -> RepairReport:
     """Extract anew where the store does not tell any more what is in it; shards that are whole are taken over."""
     origin = read_origin(folder)
+    if origin is not None:
+        _check_still_there(folder, origin)
     if origin is None:
         raise ValueError(
             f"expected {folder / ORIGIN_NAME}, which says what the store was made of, got none that is whole: "
@@ -112,6 +144,17 @@ def _make_up(folder: Path, workers: int) -> RepairReport:
         workers, origin["compression"], verify=True,
     )  # fmt: skip
     return RepairReport(report.store, report.n_made)
+
+# %% ../../nbs/97_pipeline.repair.ipynb #fe2fda3a
+def _check_still_there(folder: Path, origin: dict) -> None:
+    """An error if fields of the store are not among today's: extracting anew would drop them."""
+    found = {source.field_id for source in find_fields(origin["fields"], origin["pattern"], origin["channels"])}
+    gone = sorted({field["field_id"] for part in read_parts(folder) for field in part.fields} - found)
+    if gone:
+        raise ValueError(
+            f"expected all fields of the store in {origin['fields']}, since its manifest is damaged, got none for {count_of(len(gone), 'field')}, "
+            f"e.g. {gone[0]}: bring them back, or run hpacell extract again, which takes them out of the store"
+        )
 
 # %% ../../nbs/97_pipeline.repair.ipynb #8a078059
 def _cut_again(folder: Path, manifest: dict, lost: list[dict], workers: int) -> Iterator[ExtractedField]:

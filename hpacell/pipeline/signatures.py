@@ -8,7 +8,7 @@ __all__ = ['source_signature', 'KnownContents']
 # %% ../../nbs/87_pipeline.signatures.ipynb #65e5b36a
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,6 +62,12 @@ _REMOTE_MARKS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "crea
 _TICK_NS = 100_000_000  # the coarsest clock of a file system that is met, and a little more
 
 # %% ../../nbs/87_pipeline.signatures.ipynb #03e15aa4
+def _systems(sources: Sequence[FieldSource]) -> Iterator[fsspec.AbstractFileSystem]:
+    """The remote file systems that fields lie on."""
+    heads = {path.partition("://")[0] + "://" + path.partition("://")[2].partition("/")[0] for source in sources for path in source.paths if is_remote(path)}
+    return (fsspec.url_to_fs(head)[0] for head in sorted(heads))
+
+# %% ../../nbs/87_pipeline.signatures.ipynb #d5c63414
 class KnownContents:
     """Fingerprints of files that have been read, by their signatures: kept from run to run, saved now and then.
 
@@ -76,6 +82,8 @@ class KnownContents:
     """
 
     def __init__(self, path: str | Path, sources: Sequence[FieldSource]):
+        for system in {id(system): system for system in _systems(sources)}.values():
+            system.invalidate_cache()  # what a former call was told may be kept for ever
         self._path, self._signatures = Path(path), [source_signature(source) for source in sources]
 
     def __enter__(self) -> "KnownContents":
