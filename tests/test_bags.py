@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hpacell.feed.bags import BagPlan, make_bags
 from hpacell.feed.choice import target_array
+from hpacell.feed.gather import _Buffers
 from hpacell.feed.writer import StoreWriter
 
 LOCATIONS = ("nucleoli", "cytosol", "vesicles")
@@ -81,6 +82,17 @@ def test_a_query_chooses_cells_and_empty_fields_are_left_out(store):
 
 
 def test_wrong_arguments(store):
-    for arguments, message in [({"query": "field_id == 'z'"}, "at least one crop"), ({"max_cells": 0}, "batch_size and max_cells"), ({"dtype": "int8"}, "dtype"), ({"first_step": 9}, "first_step")]:
+    for arguments, message in [({"query": "field_id == 'z'"}, "at least one crop"), ({"max_cells": 0}, "max_cells"), ({"max_cells": 1.5}, "max_cells"), ({"batch_size": 2.0}, "batch_size"), ({"seed": -1}, "seed"), ({"dtype": "int8"}, "dtype"), ({"first_step": 9}, "first_step")]:
         with pytest.raises(ValueError, match=f"expected {message}"):
             make_bags(store, LOCATIONS, **arguments)
+    for locations, message in [("cytosol", "a list or tuple, got 'cytosol'"), ((), "at least one location"), (("cytosl",), "did you mean 'cytosol'")]:
+        with pytest.raises(ValueError, match=message):
+            make_bags(store, locations)
+
+
+def test_bags_of_many_sizes_keep_little_memory(store, monkeypatch):
+    monkeypatch.setattr(_Buffers, "IDLE_BYTES", 2000)
+    plan = BagPlan(store, LOCATIONS, batch_size=2, max_cells=5, epochs=range(100), cache="none")
+    assert len({plan.batch(number)[0].nbytes for number in range(len(plan))}) > 5
+    idle = [len(memory) for memory in plan.gather._buffers._idle.values()]
+    assert 0 < sum(idle) <= 2000 and len(idle) <= 8

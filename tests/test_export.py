@@ -320,3 +320,69 @@ def test_memory_does_not_hold_the_store(tmp_path):
     store.crops = lambda rows: asked.append(len(rows)) or read(rows)
     export_store(store, tmp_path / "out", "zarr")
     assert sum(asked) == 80 and max(asked) * 512 * 512 * 4 <= 16 * 2**20
+
+
+def test_a_place_that_cannot_be_renamed_to(tmp_path):
+    store = make_store()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    assert export_store(store, tmp_path / "link", "zarr") == str(tmp_path / "folder")
+    check(store, tmp_path / "link", "zarr")
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    (tmp_path / "way").symlink_to(mounted)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", mounted], capture_output=True).returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        store.crops = pytest.fail
+        for name in ("small", "way"):
+            with pytest.raises(ValueError, match="where a disk is mounted: choose a new folder inside it"):
+                export_store(store, tmp_path / name, "zarr")
+        assert sorted(os.listdir(tmp_path)) == ["folder", "link", "small", "way"]
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+@pytest.mark.parametrize("limit", [10_000, 1])
+def test_png_names_differ_in_more_than_capitals(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(export_module, "FOLDER_FILES", limit)
+    names = ["a/b", "a_b-638110ac", "A", "a", "labels.csv", "\u00e9", "e\u0301"]
+    held = np.random.default_rng(0).integers(0, 256, (len(names), 6, 6, 4), np.uint8)
+    store = Held(held, pd.DataFrame({"field_id": names, "cell_id": 1, "labels": ""}), ("Actin", "actin", "c", "d"))
+    out = Path(export_store(store, tmp_path / "out", "png"))
+    crops, rows = read_png(out)
+    np.testing.assert_array_equal(np.stack(crops), held)
+    assert [row[0] for row in rows] == names
+    paths = [str(path.relative_to(out)).casefold() for path in out.rglob("*.png")]
+    assert len(set(paths)) == len(paths) == 4 * len(names)
+
+
+def test_webdataset_takes_every_kind_of_column(tmp_path):
+    store = make_store(counts=(2,))
+    kinds = {"when": [pd.Timestamp("2024-01-01"), pd.NaT], "inf": [np.inf, -np.inf], "raw": [b"x", None], "parts": [[1, np.nan], np.array([2.5])]}
+    store.index = store.index.assign(**{name: pd.Series(values) for name, values in kinds.items()})
+    with tarfile.open(Path(export_store(store, tmp_path / "out", "webdataset")) / "crops-00000.tar") as tar:
+        rows = [json.loads(tar.extractfile(name).read(), parse_constant=pytest.fail) for name in tar.getnames() if name.endswith(".json")]
+    assert [[row[name] for name in kinds] for row in rows] == [["2024-01-01 00:00:00", None, "b'x'", [1, None]], [None, None, None, [2.5]]]
+
+
+def test_hdf5_loses_nothing_or_says_so(tmp_path):
+    store = make_store(counts=(3,))
+    index = store.index
+    store.index = index.assign(o=pd.Series([None, "a", "b"], dtype=object), n=pd.array([2**53, None, -3], dtype="Int64"), big=pd.array([2**60 + 1] * 3, dtype="Int64"))
+    with h5py.File(Path(export_store(store, tmp_path / "out", "hdf5")) / "crops.h5") as file:
+        assert file["index/o"].asstr()[:].tolist() == ["", "a", "b"] and file["index/big"][0] == 2**60 + 1
+        np.testing.assert_array_equal(file["index/n"][:], [2**53, np.nan, -3])
+    for value, message in ((pd.array([2**60 + 1, None, 3], dtype="Int64"), "up to 2\\*\\*53 in the column v"), (["a\0b"] * 3, "a NUL in the column v")):
+        store.index = index.assign(v=value)
+        with pytest.raises(ValueError, match=message):
+            export_store(store, tmp_path / "new", "hdf5")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_query_changes_no_number(tmp_path):
+    store = make_store()
+    numbers = store.index["cell_id"]
+    store.index = store.index.drop(columns="cell_id")
+    out = Path(export_store(store, tmp_path / "out", "zarr", query="cell_area > 40"))
+    assert pd.read_parquet(out / "index.parquet")["cell_id"].tolist() == numbers[store.index["cell_area"] > 40].tolist()

@@ -164,7 +164,28 @@ def test_only_changes_by_the_seed_are_called_repeatable():
 
 def test_wrong_arguments(store):
     wrong = [({"balance": "much"}, "balance"), ({"dtype": "uint8", "augment": ["flip"]}, "dtype"), ({"cache": "disk"}, "cache"), ({"dtype": "int8"}, "dtype"),
-             ({"batch_size": 0}, "batch_size"), ({"first_step": 1}, "first_step"), ({"epochs": range(0, 4, 2)}, "epochs")]  # fmt: skip
+             ({"batch_size": 0}, "batch_size"), ({"batch_size": 2.5}, "batch_size"), ({"seed": -1}, "seed"), ({"seed": -1, "augment": ["flip"]}, "seed"), ({"first_step": 1}, "first_step"), ({"epochs": range(0, 4, 2)}, "epochs")]  # fmt: skip
     for arguments, message in wrong:
         with pytest.raises(ValueError, match=f"expected {message}"):
             make_batches(store, LOCATIONS, **arguments)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["field_id.str.foo()", "'unclosed", "area > 'a'", "area > (3", "area if 1 else 2", "area; 3", "x = 3", "@nothing > 1", "labels", "1 == 1", "area.sum() > 1", "labels.unique() == 'a'", "field_id[0:3] == 'f0'", 7],
+)  # fmt: skip
+def test_whatever_a_query_fails_with_is_one_sentence(store, query):
+    with pytest.raises(ValueError) as caught:
+        make_batches(store, LOCATIONS, query=query)
+    text = str(caught.value)
+    assert text.startswith("expected a query on the columns field_id, labels, area") and f"got {query!r}, " in text and "\n" not in text
+
+
+def test_locations_are_checked(store):
+    wrong = [("cytosol", "a list or tuple, got 'cytosol'"), ((), "at least one location"), (["cytosl"], "did you mean 'cytosol'")]
+    for locations, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            make_batches(store, locations)
+    with_own = store.assign(labels="cilium")
+    (_, targets), *_ = make_batches(with_own, ["cilium", "rods_and_rings"])  # of the index, and of the vocabulary of 2018
+    assert targets.numpy().tolist() == [[1, 0]] * 21

@@ -1,5 +1,6 @@
 """Stores of crops that somebody else made: pictures, files per channel, arrays; fields, labels, sizes, bad files."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -11,12 +12,14 @@ from PIL import Image
 
 from hpacell.cells.crops import crop_cells
 from hpacell.feed import export as export_module
+from hpacell.feed import foreign as foreign_module
 from hpacell.feed.export import export_store
 from hpacell.feed.foreign import import_crops
-from hpacell.feed.store import read_store
+from hpacell.feed.store import manifest_checksum, read_store
 from hpacell.fields.catalog import catalog_fields
 from hpacell.fields.find import find_fields
 from hpacell.fields.read import FieldError, read_field
+from hpacell.files import write_json
 from hpacell.vocabulary import HPA_COLOURS
 
 
@@ -138,10 +141,13 @@ def test_labels_of_crops_and_of_fields(tmp_path, folder, rng):
     for name in ("a_1", "a_2", "alone", "b_1"):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{name}.png")
     table = tmp_path / "mine.csv"
-    table.write_text("Id,Target\na,0 16\na_2,25\nalone,8\n")
+    table.write_text("Id,Target\na,0 16\nb_1,25\nalone,8\n")
     store = import_crops(folder, tmp_path / "store", labels=table)
-    assert store.index.set_index("crop_id")["labels"].to_dict() == {"a_1": "nucleoplasm|cytokinetic_bridge", "a_2": "cytosol", "alone": "peroxisomes", "b_1": ""}
-    assert store.fields.set_index("field_id")["labels"].to_dict()["a"] == "nucleoplasm|cytosol|cytokinetic_bridge"
+    assert store.index.set_index("crop_id")["labels"].to_dict() == dict.fromkeys(("a_1", "a_2"), "nucleoplasm|cytokinetic_bridge") | {"alone": "peroxisomes", "b_1": "cytosol"}
+    assert store.fields.set_index("field_id")["labels"].to_dict()["a"] == "nucleoplasm|cytokinetic_bridge"
+    table.write_text("Id,Target\na,0 16\na_2,25\n")
+    with pytest.raises(ValueError, match="mine.csv: expected rows for fields or for crops, got both a and a_2"):
+        import_crops(folder, tmp_path / "unclear", labels=table)
     table.write_text("ID,Label,Field,cell_id,stage,area\na_1,2,p1,5,G1,3.5\na_2,,p1,,S,\nalone,Golgi apparatus,,,,\n")
     store = import_crops(folder, tmp_path / "rows", labels=table)
     rows = store.index.set_index("crop_id")
@@ -264,13 +270,126 @@ def test_an_extracted_store_is_not_replaced(tmp_path, folder, rng):
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / "a_2.png")
     assert len(import_crops(folder, tmp_path / "store")) == len(store) + 1
     manifest = tmp_path / "store" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"made_by"', '"method"'))
+    whole = manifest.read_bytes()
+    for damaged in (b"[]", b"{", whole[:50], b"\xff"):  # an import's own store is made anew
+        manifest.write_bytes(damaged)
+        assert len(import_crops(folder, tmp_path / "store")) == 2 and manifest.read_bytes() == whole
+    content = json.loads(whole) | {"origin": {"fields": "somewhere"}}
+    write_json(manifest, content | {"checksum": manifest_checksum(content)})
     with pytest.raises(ValueError, match="a store of extracted cells"):
         import_crops(folder, tmp_path / "store")
+    write_json(tmp_path / "store" / "origin.json", {})
+    manifest.write_bytes(b"[]")
+    with pytest.raises(ValueError, match="a store of extracted cells"):
+        import_crops(folder, tmp_path / "store")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text("[]")
+    with pytest.raises(ValueError, match="choose another folder"):
+        import_crops(folder, tmp_path / "other")
     with pytest.raises(ValueError, match="choose another folder"):
         import_crops(folder, folder)
     with pytest.raises(ValueError, match="write it locally"):
         import_crops(folder, "s3://bucket/store")
+
+
+def make_pictures(folder, names, rng):
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{name}.png")
+
+
+def assert_same(a, b):
+    """Two stores with the same crops and rows."""
+    pd.testing.assert_frame_equal(a.index, b.index)
+    pd.testing.assert_frame_equal(a.fields.drop(columns="key"), b.fields.drop(columns="key"))
+    np.testing.assert_array_equal(a.crops(range(len(a))), b.crops(range(len(b))))
+
+
+def test_an_import_again_equals_a_fresh_one(tmp_path, folder, rng, monkeypatch):
+    def tabulate(names, value):
+        labels = ["cytosol" if i % 2 else "nucleoli" for i in range(len(names))]
+        pd.DataFrame({"crop_id": names, "labels": labels, "p": value}).to_csv(folder / "labels.csv", index=False)
+
+    names = ["b_1", "b_2", "c_1", "c_2"]
+    make_pictures(folder, names, rng)
+    tabulate(names, 1e-11)
+    import_crops(folder, tmp_path / "again")
+    make_pictures(folder, ["a_1"], rng)  # another field in front: the rest is copied
+    for value in (1.23456789012, 1.23456789013, 9e-11):
+        tabulate(["a_1", *names], value)
+        assert_same(import_crops(folder, tmp_path / "again"), import_crops(folder, tmp_path / f"fresh{value}"))
+    put, calls = foreign_module._put_field, []
+
+    def stop(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        put(*args)
+
+    monkeypatch.setattr(foreign_module, "_put_field", stop)
+    with pytest.raises(KeyboardInterrupt):
+        import_crops(folder, tmp_path / "resumed")
+    monkeypatch.undo()
+    assert_same(import_crops(folder, tmp_path / "resumed"), import_crops(folder, tmp_path / "fresh"))
+
+
+def test_damaged_crops_are_imported_anew(tmp_path, folder, rng):
+    make_pictures(folder, ["f_1", "h_1"], rng)
+    store = import_crops(folder, tmp_path / "store")
+    shard = tmp_path / "store" / store.manifest["shards"][0]["name"]
+    content = bytearray(shard.read_bytes())
+    content[130] ^= 1
+    shard.write_bytes(content)
+    assert_same(import_crops(folder, tmp_path / "store"), import_crops(folder, tmp_path / "fresh"))
+
+
+def test_rows_are_matched_by_field_and_number(tmp_path, folder, rng, capsys):
+    make_pictures(folder, ["f_095", "f_100", "g", "h_1", "h_01"], rng)
+    table = folder / "labels.csv"
+    table.write_text("field_id,cell_id,labels\nf,95,cytosol\nf,100,nucleoli\ng,,vesicles\nh,01,cytosol\nf,7,cytosol\n")
+    labels = {"f_095": "cytosol", "f_100": "nucleoli", "g": "vesicles", "h_01": "cytosol", "h_1": ""}
+    store = import_crops(folder, tmp_path / "numbers")
+    assert store.index.set_index("crop_id")["labels"].to_dict() == labels
+    error = capsys.readouterr().err
+    assert "row for each crop, got none for 1 of them, e.g. h_1" in error and "crop for each row, got none for 1 of them, e.g. f_7" in error
+    pd.DataFrame({"field_id": ["f", "f", "g"], "cell_id": [95, 100, None], "labels": "cytosol"}).to_parquet(tmp_path / "t.parquet")
+    store = import_crops(folder, tmp_path / "floats", labels=tmp_path / "t.parquet")
+    assert sorted(store.index.loc[store.index["labels"] != "", "crop_id"]) == ["f_095", "f_100", "g"]
+    assert store.index["cell_id"].dtype == np.int64
+    table.write_text("crop_id,labels\nf_095.png,cytosol\nf_100.PNG,nucleoli\ng,vesicles\nh_01.png,cytosol\n")
+    store = import_crops(folder, tmp_path / "suffixes")
+    assert store.index.set_index("crop_id")["labels"].to_dict() == labels
+
+
+def test_a_crop_with_the_name_of_another_field(tmp_path, folder, rng):
+    make_pictures(folder, ["w_1", "w_2", "w_1_1"], rng)
+    table = tmp_path / "fields.csv"
+    for text, first in (("w,cytosol\nw_1,nucleoli\n", "cytosol"), ("w_1,nucleoli\n", "")):
+        table.write_text(f"field_id,labels\n{text}")
+        store = import_crops(folder, tmp_path / f"store{first}", labels=table)
+        assert store.index.set_index("crop_id")["labels"].to_dict() == {"w_1": first, "w_2": first, "w_1_1": "nucleoli"}
+
+
+def test_columns_of_a_table_that_a_store_has_itself(tmp_path, folder, rng):
+    make_pictures(folder, ["f_1", "f_2"], rng)
+    (folder / "labels.csv").write_text("crop_id,labels,plate,crop_bytes,height,width,n\nf_1,cytosol,0012,5,2048,2048,3\nf_2,,0013,6,2048,,4\n")
+    index = import_crops(folder, tmp_path / "store").index
+    assert index["plate"].tolist() == ["0012", "0013"] and index["n"].tolist() == [3, 4]
+    assert index[["height", "width"]].values.tolist() == [[8, 8], [8, 8]]
+    assert index["table_height"].tolist() == [2048, 2048] and index["table_crop_bytes"].tolist() == [5, 6]
+
+
+def test_wrong_arrays_and_tables_of_arrays(tmp_path, rng):
+    np.save(tmp_path / "first.npy", rng.integers(0, 256, (3, 4, 3, 32), np.uint8))
+    with pytest.raises(ValueError, match="expected channels last"):
+        import_crops(tmp_path / "first.npy", tmp_path / "store")
+    np.save(tmp_path / "first.npy", rng.integers(0, 256, (3, 2, 3, 4), np.uint8))
+    assert import_crops(tmp_path / "first.npy", tmp_path / "store", channels=list("abcd")).shape == (3, 3, 4)
+    pd.DataFrame({"crop_id": ["a_1", None, "b"], "labels": "cytosol"}).to_parquet(tmp_path / "first.parquet")
+    with pytest.raises(ValueError, match="expected the name of a crop in each row, got none in row 2"):
+        import_crops(tmp_path / "first.npy", tmp_path / "null", channels=list("abcd"))
+    (tmp_path / "twice.csv").write_text("ID,field,Label,label\na_1,f,cytosol,x\n")
+    with pytest.raises(ValueError, match="expected each column once, in capitals or not, got label twice"):
+        import_crops(tmp_path / "first.npy", tmp_path / "null", labels=tmp_path / "twice.csv", channels=list("abcd"))
 
 
 def test_batches_and_training_take_the_store(tmp_path, folder, rng):

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import resource
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -113,6 +115,55 @@ def test_files_are_closed(store):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def n_open() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_feeds_of_a_store_share_its_files(store):
+    first = CropGatherer(store, np.arange(40))
+    before = n_open()
+    second = CropGatherer(store, np.arange(3))
+    assert n_open() == before and second._files is first._files
+    del first
+    assert second(np.array([1])).shape == (1, *SHAPE)
+
+
+def test_without_free_descriptors_the_maps_are_read(store, crops):
+    limits, before = resource.getrlimit(resource.RLIMIT_NOFILE), n_open()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 2, limits[1]))  # enough for some of the shards
+        gather = CropGatherer(store, np.arange(40))
+        assert gather._files is None
+        found = gather(np.array([39, 3]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    np.testing.assert_array_equal(found, crops[[39, 3]])
+    assert n_open() == before
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_more_shards_than_are_open_of_a_store_that_was_replaced(tmp_path, crops, monkeypatch, copied):
+    monkeypatch.setattr(_PlainFiles, "N_OPEN", 2)
+    monkeypatch.setattr("hpacell.feed.store.MOST_OPEN", 2)
+    gather = CropGatherer(make_store(tmp_path / "store", crops, 6 * 75), np.arange(40))
+    gather = pickle.loads(pickle.dumps(gather)) if copied else gather
+    assert gather._files is None
+    make_store(tmp_path / "store", crops[::-1].copy(), 6 * 75)
+    with pytest.raises(ValueError, match="expected the store as it was, .*: make the feed again"):
+        gather(np.arange(40))
+
+
+def test_a_copy_of_a_plain_store_that_was_replaced(tmp_path, crops):
+    content = pickle.dumps(CropGatherer(make_store(tmp_path / "store", crops), np.arange(40)))
+    make_store(tmp_path / "store", crops[::-1].copy())
+    copied = pickle.loads(content)
+    with pytest.raises(ValueError, match="expected the store as it was, .*: make the feed again"):
+        copied(np.array([1]))
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(ValueError, match="make the feed again"):
+        copied(np.array([1]))
+
+
 def test_buffers_are_used_again_only_when_nothing_refers_to_them():
     buffers = _Buffers(n_idle=2)
     kind = np.dtype(np.uint8)
@@ -127,6 +178,22 @@ def test_buffers_are_used_again_only_when_nothing_refers_to_them():
         array[:] = 99
     assert (row == 2).all()
     assert sum(map(len, buffers._idle.values())) == 0
+
+
+def test_idle_memory_of_many_sizes_is_bounded(monkeypatch):
+    monkeypatch.setattr(_Buffers, "IDLE_BYTES", 100_000)
+    buffers, kind, fresh = _Buffers(), np.dtype(np.uint8), []
+    monkeypatch.setattr(gather_module, "memoryview", lambda array: fresh.append(1) or memoryview(array), raising=False)
+    sizes = np.random.default_rng(0).integers(1, 60_000, 500).tolist()
+    for size in sizes:
+        held = [buffers.take((size,), kind), buffers.take((size // 2 + 1,), kind)]
+        assert [len(array) for array in held] == [size, size // 2 + 1] and all(array.ctypes.data % 64 == 0 for array in held)
+        del held
+        assert sum(map(len, buffers._idle.values())) <= 100_000
+    assert len(fresh) < 50  # the large ones served the small
+    large = buffers.take((200_000,), kind)
+    del large
+    assert sum(map(len, buffers._idle.values())) <= 100_000
 
 
 def test_an_epoch_uses_few_buffers(store, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from .augment import tf
-from .choice import choose_rows, epoch_order, target_array
+from .choice import check_locations, check_whole, choose_rows, epoch_order, target_array
 from .gather import CropGatherer, check_start, choose_cache
 from .store import CropStore
 
@@ -71,8 +71,10 @@ class BagPlan:
     ):  # fmt: skip
         if dtype not in ("float32", "float16", "uint8"):
             raise ValueError(f"expected dtype 'float32', 'float16', 'uint8', got {dtype!r}: choose one of them")
-        if batch_size < 1 or (max_cells is not None and max_cells < 1):
-            raise ValueError(f"expected batch_size and max_cells of at least 1, got {batch_size} and {max_cells}")
+        check_whole("batch_size", batch_size, 1)
+        check_whole("max_cells", 1 if max_cells is None else max_cells, 1)
+        check_whole("seed", seed, 0)
+        check_locations(locations, store.index, store.fields)
         rows = choose_rows(store.index, query)
         cells = store.index.iloc[rows]
         labels = field_labels(cells, store.fields)

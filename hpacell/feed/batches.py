@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .augment import is_repeatable, make_augmenter, tf
-from .choice import balance_weights, epoch_order, label_locations, target_array
+from .choice import balance_weights, check_whole, epoch_order, label_locations, target_array
 from .gather import BatchPlan
 from .store import CropStore
 
@@ -76,6 +76,7 @@ def make_batches(
     """
     if augment and dtype == "uint8":
         raise ValueError("expected dtype 'float32' or 'float16' with augmentation, got 'uint8': leave one of them out")
+    check_whole("seed", seed, 0)
     change = make_augmenter(augment, seed) if augment else None
     plan = BatchPlan(
         store, locations, query=query, batch_size=batch_size, shuffle=shuffle, seed=seed, epochs=epochs,

@@ -15,7 +15,9 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -68,9 +70,10 @@ class _Chosen:
 def _choose(store: CropStore, query: str | None) -> _Chosen:
     """Crops that a query selects, with field, cell and labels in every row."""
     rows = choose_rows(store.index, query) if query else np.arange(len(store))
-    table = store.index.iloc[rows].reset_index(drop=True)
-    if "cell_id" not in table:
-        table["cell_id"] = table.groupby("field_id").cumcount() + 1
+    table = store.index
+    if "cell_id" not in table:  # counted in the whole store: a query changes no cell's number
+        table = table.assign(cell_id=table.groupby("field_id").cumcount() + 1)
+    table = table.iloc[rows].reset_index(drop=True)
     table["field_id"] = table["field_id"].astype("str")
     table["labels"] = table["labels"].fillna("").astype("str") if "labels" in table else ""
     return _Chosen(store, rows, table)
@@ -80,7 +83,9 @@ _LOCK_NAME = ".hpacell-export"
 
 
 def _check_new(out: Path) -> None:
-    """Nothing is ever replaced."""
+    """Nothing is ever replaced, and the place can be renamed to."""
+    if os.path.ismount(out):
+        raise ValueError(f"expected a folder that can be made anew, got {out}, where a disk is mounted: choose a new folder inside it")
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists():
@@ -160,6 +165,18 @@ def _write_tfrecord(chosen: _Chosen, folder: Path) -> None:
                 writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
 
 # %% ../../nbs/56_feed.export.ipynb #c79d04b4
+def _json_value(value: object) -> object:
+    """A value of the index in JSON's terms: null for what is missing or not finite."""
+    if isinstance(value, dict):
+        return {str(name): _json_value(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_json_value(part) for part in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if pd.isna(value) or isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+# %% ../../nbs/56_feed.export.ipynb #e1b8eabe
 def _write_webdataset(chosen: _Chosen, folder: Path) -> None:
     """`crops-*.tar`: `<number>.npy` and `<number>.json` of each crop."""
     for name, items in _shards(chosen, "crops-{:05d}.tar"):
@@ -167,8 +184,8 @@ def _write_webdataset(chosen: _Chosen, folder: Path) -> None:
             for number, crop, row in items:
                 array = io.BytesIO()
                 np.save(array, crop)
-                row = {column: None if pd.isna(value) else value for column, value in row.items()}
-                for suffix, content in (("npy", array.getvalue()), ("json", json.dumps(row, ensure_ascii=False).encode())):
+                about = json.dumps(_json_value(row), ensure_ascii=False, allow_nan=False, default=str)
+                for suffix, content in (("npy", array.getvalue()), ("json", about.encode())):
                     member = tarfile.TarInfo(f"{number:09d}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -185,6 +202,21 @@ def _safe_name(name: str) -> str:
     return safe if safe == name else f"{safe}-{fingerprint(name)[:8]}"
 
 # %% ../../nbs/56_feed.export.ipynb #a40bef6d
+_BESIDE = ("labels.csv", "index.parquet", "export.json")
+
+
+def _safe_names(names: Sequence[str]) -> dict[str, str]:
+    """A file name for each text; they differ on disks that take capitals and small letters for the same, too."""
+    safe = {name: _safe_name(name) for name in dict.fromkeys(names)}
+    while True:
+        folded = {name: unicodedata.normalize("NFC", text).casefold() for name, text in safe.items()}
+        times = Counter([*folded.values(), *_BESIDE])
+        again = [name for name in safe if times[folded[name]] > 1]
+        if not again:
+            return safe
+        safe |= {name: f"{safe[name]}-{fingerprint(name)[:8]}" for name in again}
+
+# %% ../../nbs/56_feed.export.ipynb #d4bf4249
 def _image_names(chosen: _Chosen) -> list[tuple[str, list[str]]]:
     """Name of each crop, and the paths of its pictures below the folder."""
     table, channels = chosen.table, chosen.store.channels
@@ -192,12 +224,12 @@ def _image_names(chosen: _Chosen) -> list[tuple[str, list[str]]]:
     if len(again):
         field_id, cell_id = again.iloc[0][["field_id", "cell_id"]]
         raise ValueError(f"expected each cell once, got cell {cell_id} of {field_id} twice: export to another format")
-    safe = {field_id: _safe_name(field_id) for field_id in table["field_id"].unique()}
+    safe, ends = _safe_names(table["field_id"].unique()), _safe_names(channels)
     spread = len(table) * len(channels) > FOLDER_FILES
     names = []
     for field_id, cell_id in zip(table["field_id"], table["cell_id"], strict=True):
         below, name = f"{safe[field_id]}/" if spread else "", f"{safe[field_id]}_{cell_id}"
-        names.append((name, [f"{below}{name}_{_safe_name(channel)}.png" for channel in channels]))
+        names.append((name, [f"{below}{name}_{ends[channel]}.png" for channel in channels]))
     return names
 
 # %% ../../nbs/56_feed.export.ipynb #fd538ec5
@@ -259,11 +291,22 @@ def _write_hdf5(chosen: _Chosen, folder: Path) -> None:
 def _column(column: pd.Series, text: np.dtype) -> tuple[np.ndarray, np.dtype]:
     """A column as HDF5 holds it: numbers (NaN where there is none), or text (empty where there is none)."""
     if not pd.api.types.is_numeric_dtype(column):
-        return column.astype("str").fillna("").to_numpy(object), text
+        texts = np.array([value if isinstance(value, str) else str(value) for value in column.astype(object).where(column.notna(), "")], object)
+        if any("\0" in value for value in texts):
+            raise ValueError(f"expected text that HDF5 can hold, got a NUL in the column {column.name}: export to another format")
+        return texts, text
     if column.hasnans:
+        present = column.dropna()
+        if present.dtype.kind in "iu" and len(present) and (present.max() > _LARGEST or present.min() < -_LARGEST):
+            raise ValueError(
+                f"expected whole numbers up to 2**53 in the column {column.name}, where some are missing, got {present.abs().max()}: export to another format"
+            )
         return column.to_numpy(np.float64, na_value=np.nan), np.dtype(np.float64)
     array = np.asarray(column.tolist()) if pd.api.types.is_extension_array_dtype(column) else column.to_numpy()
     return array, array.dtype
+
+
+_LARGEST = 2**53  # a float holds all whole numbers up to here
 
 # %% ../../nbs/56_feed.export.ipynb #a3e71aaf
 def _write_zarr(chosen: _Chosen, folder: Path) -> None:
@@ -318,7 +361,7 @@ def export_store(store: CropStore, out: str | Path, to: str, query: str | None =
     """
     check_known("format", to, list(EXPORT_FORMATS))
     out = check_local(out, "an export")
-    out = out.parent.resolve() / out.name
+    out = out.resolve()
     _check_new(out)
     chosen = _choose(store, query)
     try:

@@ -6,9 +6,7 @@
 __all__ = ['import_crops']
 
 # %% ../../nbs/57_feed.foreign.ipynb #f74f2225
-import io
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,18 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from ..cells.crops import crop_cells
-from .store import CropStore
+from .parts import to_rows
+from .rows import describe_array, describe_crops, read_raw_rows
+from .store import ORIGIN_NAME, CropStore, check_target, read_manifest
 from .writer import StoreWriter
-from ..fields.catalog import read_labels
 from ..fields.decode import decode_image
-from ..fields.find import IMAGE_SUFFIXES, check_field_id, find_fields
+from ..fields.find import IMAGE_SUFFIXES, find_fields
 from ..fields.image import refusal
 from ..fields.read import FieldError, FieldSource, read_field, to_uint8
-from ..files import check_local, fingerprint, is_remote, join_path, list_files, path_exists, path_stem, read_bytes, read_json, read_table
+from ..files import check_local, fingerprint, is_remote, join_path, list_files, path_exists, read_bytes, read_json
 from ..progress import progress
-from ..vocabulary import CHANNELS, HPA_COLOURS, LOCATIONS, LOCATIONS_2018, format_labels, parse_labels
+from ..vocabulary import CHANNELS, HPA_COLOURS, LOCATIONS, LOCATIONS_2018, format_labels
 
 # %% ../../nbs/57_feed.foreign.ipynb #ad216d3d
 _SAMPLE = 256
@@ -93,7 +93,7 @@ def _find_images(folder: str, pattern: str | None, channels) -> _Images:
     about, table = join_path(folder, "export.json"), join_path(folder, "labels.csv")
     if channels is None and path_exists(about):
         channels = {name: name for name in read_json(about).get("channels", ())} or None
-    listed = not pattern and path_exists(table) and "path" in _read_raw(table)
+    listed = not pattern and path_exists(table) and "path" in read_raw_rows(table)
     sources = find_fields(table if listed else folder, pattern=pattern, channels=channels)
     return _Images(sources, *_sample_images(sources))
 
@@ -109,10 +109,6 @@ class _Array:
     @property
     def side(self) -> int:
         return max(self.crops.shape[1:3])
-
-    @property
-    def names(self) -> list[str]:
-        return [f"{path_stem(self.path)}-{number:07d}" for number in range(len(self.crops))]
 
     def read(self, number: int) -> np.ndarray:
         """One crop (h, w, C)."""
@@ -146,129 +142,13 @@ def _open_array(path: str, channels: Sequence[str] | None) -> _Array:
     if crops.ndim != 4 or crops.dtype != np.uint8 or 0 in crops.shape:
         raise ValueError(f"{path}: expected an array (N, h, w, C) uint8, got {crops.shape} {crops.dtype}: scale or reorder it")
     depth = crops.shape[3]
+    if depth > min(crops.shape[1:3]) and not channels:
+        raise ValueError(f"{path}: expected channels last, (N, h, w, C), got {crops.shape}: move them with numpy.moveaxis, or name all {depth} channels")
     known = {1: ("nucleus",), 3: _COLOURS, len(CHANNELS): CHANNELS}.get(depth, tuple(f"channel_{i}" for i in range(depth)))
     channels = tuple(channels.split(",") if isinstance(channels, str) else channels or known)
     if len(set(channels)) != depth:
         raise ValueError(f"{path}: expected a name for each of {depth} channels, got {', '.join(channels)}: name all, in their order")
     return _Array(path, crops, channels)
-
-# %% ../../nbs/57_feed.foreign.ipynb #b241b98a
-def _read_raw(path: str) -> pd.DataFrame:
-    """A CSV or Parquet table with column names in lower case; in a CSV ids stay text."""
-    if str(path).lower().endswith(".parquet"):
-        table = read_table(path)
-        table.columns = [str(name).strip().lower() for name in table.columns]
-        return table
-    try:
-        table = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise ValueError(f"{path}: expected a table of crops, got {error}: save it as UTF-8 CSV") from None
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    for name in table.columns.difference(["crop_id", "id", "field_id", "field", "labels", "label", "path"]):
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        table[name] = numbers if numbers.notna().equals(table[name] != "") else table[name]
-    return table
-
-# %% ../../nbs/57_feed.foreign.ipynb #3b31966c
-def _parse_text(text: str, where: str) -> str:
-    """Labels of one row, in the words of the one or the other competition."""
-    try:
-        return format_labels(parse_labels(text, LOCATIONS))
-    except ValueError as error:
-        try:
-            return format_labels(parse_labels(text, LOCATIONS_2018))
-        except ValueError:
-            raise ValueError(f"{where}: {error}") from None
-
-# %% ../../nbs/57_feed.foreign.ipynb #f52e126c
-_RENAMED = {"id": "crop_id", "field": "field_id", "label": "labels"}
-
-
-def _read_rows(path: str) -> pd.DataFrame:
-    """A table of crops: crop_id, field_id, cell_id, labels, as far as it has them, and what else it has."""
-    table = _read_raw(path).drop(columns="path", errors="ignore")
-    table = table.rename(columns={k: v for k, v in _RENAMED.items() if k in table and v not in table})
-    for name in table.columns.intersection(["crop_id", "field_id"]):
-        table[name] = table[name].astype("str")
-    if "crop_id" not in table and {"field_id", "cell_id"} <= set(table.columns):
-        table["crop_id"] = table["field_id"] + "_" + table["cell_id"].astype("str")
-    if "labels" in table:
-        texts = table["labels"].fillna("").astype("str")
-        table["labels"] = texts.map({text: _parse_text(text, path) for text in texts.unique()}).astype("str")
-    return table
-
-
-def _has_row_per_crop(table: pd.DataFrame) -> bool:
-    """Whether a raw table describes crops, not fields."""
-    names = set(table.columns)
-    field = bool(names & {"field_id", "field"})
-    return "crop_id" in names or (field and "id" in names) or {"field_id", "cell_id"} <= names
-
-# %% ../../nbs/57_feed.foreign.ipynb #2e192939
-_NUMBERED = re.compile(r"(.+)_(\d{1,9})", re.DOTALL)
-
-
-def _by_name(names: Sequence[str]) -> pd.DataFrame:
-    """crop_id, field_id, cell_id and empty labels of crops, from their names."""
-    found = [_NUMBERED.fullmatch(name) for name in names]
-    fields = [match[1] if match else name for match, name in zip(found, names, strict=True)]
-    cells = [int(match[2]) if match else 1 for match in found]
-    return pd.DataFrame({"crop_id": pd.Series(names, dtype="str"), "field_id": pd.Series(fields, dtype="str"), "cell_id": cells, "labels": ""})
-
-
-def _numbered_cells(frame: pd.DataFrame) -> pd.DataFrame:
-    """Cells counted anew in fields where a number is missing or occurs twice."""
-    frame = frame.assign(cell_id=pd.to_numeric(frame["cell_id"], errors="coerce"))
-    wrong = frame.duplicated(["field_id", "cell_id"]) | frame["cell_id"].isna()
-    anew = frame["field_id"].isin(frame.loc[wrong, "field_id"])
-    counted = frame.groupby("field_id").cumcount() + 1
-    return frame.assign(cell_id=frame["cell_id"].where(~anew, counted).astype("int64"))
-
-# %% ../../nbs/57_feed.foreign.ipynb #3461ccbf
-def _take_over(frame: pd.DataFrame, rows: pd.DataFrame, where: str) -> pd.DataFrame:
-    """What rows, in the same order, know of the crops of a frame."""
-    for name in rows.columns.difference(["crop_id"], sort=False):
-        known = rows[name].set_axis(frame.index)
-        frame[name] = known.where(known.notna() & (known != ""), frame[name]) if name in frame else known
-    for field_id in rows.get("field_id", pd.Series(dtype="str")).dropna().unique():
-        check_field_id(field_id or "_", where)
-    return _numbered_cells(frame)
-
-
-def _describe(names: Sequence[str], labels: str | None) -> pd.DataFrame:
-    """A row for each crop: crop_id, field_id, cell_id, labels, and what else a table knows."""
-    frame = _by_name(names)
-    if labels is None:
-        return _numbered_cells(frame)
-    if _has_row_per_crop(_read_raw(labels)):
-        rows = _read_rows(labels)
-        twice = rows.loc[rows["crop_id"].duplicated(), "crop_id"]
-        if len(twice):
-            raise ValueError(f"{labels}: expected a row for each crop, got {twice.iloc[0]} twice: keep one of them")
-        known = rows["crop_id"].tolist()
-        frame = _take_over(frame, rows.set_index("crop_id").reindex(frame["crop_id"]).reset_index(), labels)
-    else:
-        table = read_labels(labels)
-        known = dict(zip(table["field_id"], table["labels"], strict=True))
-        texts = [known.get(crop, known.get(field, "")) for crop, field in zip(frame["crop_id"], frame["field_id"], strict=True)]
-        frame = _numbered_cells(frame.assign(labels=pd.Series(texts, dtype="str")))
-    if not set(known) & {*names, *frame["field_id"]}:
-        shown = next(iter(known), "nothing")
-        raise ValueError(f"{labels}: expected rows for the crops, got none: the crops are named like {names[0]!r}, the table like {shown!r}")
-    return frame
-
-# %% ../../nbs/57_feed.foreign.ipynb #3daa3d45
-def _describe_array(array: _Array, labels: str | None) -> pd.DataFrame:
-    """A row for each crop of an array."""
-    beside = [os.path.splitext(array.path)[0] + suffix for suffix in (".csv", ".parquet")]
-    labels = labels or next((path for path in beside if os.path.exists(path)), None)
-    if labels is None:
-        return _by_name(array.names)
-    rows = _read_rows(labels)
-    if len(rows) != len(array.crops):
-        raise ValueError(f"{labels}: expected {len(array.crops)} rows, one for each crop, got {len(rows)}: give the table of this array")
-    names = rows["crop_id"].tolist() if "crop_id" in rows and not rows["crop_id"].duplicated().any() else array.names
-    return _take_over(_by_name(names), rows, labels)
 
 # %% ../../nbs/57_feed.foreign.ipynb #0db85285
 def _to_bytes(crops: list[np.ndarray]) -> list[np.ndarray]:
@@ -291,14 +171,17 @@ def _fit_crop(crop: np.ndarray, size: int, channels: Sequence[str]) -> np.ndarra
 # %% ../../nbs/57_feed.foreign.ipynb #e0791736
 def _put(writer: StoreWriter, field: dict, cells: pd.DataFrame | None, crops: np.ndarray | None, reason: str = "") -> None:
     """Give one field, or one bad crop, to the store."""
-    content = [] if crops is None else [cells.to_json(orient="records").encode(), crops.tobytes()]
-    key = fingerprint(field, reason, *content)
     if reason:
         writer.quarantine(field["field_id"], reason)
-    elif key in writer:
-        writer.reuse(key, field.get("labels", ""))
+        return
+    rows, buffer = to_rows(cells), pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, rows.schema) as stream:  # types and every bit of a number count
+        stream.write_table(rows.combine_chunks())
+    key = fingerprint(field, buffer.getvalue().to_pybytes(), crops.tobytes())
+    if key in writer:
+        writer.reuse(key, None)  # the rows are as they were, with the labels of single crops
     else:
-        writer.add(key, field, cells, crops)
+        writer.add(key, field, rows, crops)
 
 # %% ../../nbs/57_feed.foreign.ipynb #447dfce0
 def _put_field(writer: StoreWriter, source: _Images | _Array, rows: pd.DataFrame, size: int) -> None:
@@ -314,8 +197,7 @@ def _put_field(writer: StoreWriter, source: _Images | _Array, rows: pd.DataFrame
         return
     cells = rows.loc[good].reset_index(drop=True)
     for axis, name in enumerate(("height", "width")):
-        if name not in cells:
-            cells[name] = [crop.shape[axis] for crop in crops]
+        cells[name] = [crop.shape[axis] for crop in crops]
     fitted = np.concatenate([_fit_crop(crop, size, source.channels) for crop in _to_bytes(crops)])
     found = {label for text in cells["labels"] for label in text.split("|") if label}
     labels = [name for name in dict.fromkeys((*LOCATIONS, *LOCATIONS_2018)) if name in found]
@@ -327,8 +209,14 @@ _MADE_BY = "import"
 
 
 def _check_out(out: Path) -> None:
-    """A store that was extracted is not replaced by an import."""
-    if (out / "manifest.json").exists() and read_json(out / "manifest.json").get("parameters", {}).get("made_by") != _MADE_BY:
+    """A store that was extracted is not replaced by an import, damaged or not."""
+    check_target(out)
+    try:
+        manifest = read_manifest(out)
+        extracted = manifest.get("origin") is not None or manifest["parameters"].get("made_by") != _MADE_BY
+    except (OSError, ValueError):  # none, or a damaged one
+        extracted = (out / ORIGIN_NAME).exists()
+    if extracted:
         raise ValueError(f"expected a new folder for the crops, got {out}, a store of extracted cells: choose another folder")
 
 
@@ -337,9 +225,9 @@ def _open_source(folder: str, labels: str | None, pattern: str | None, channels)
     path, beside = _array_path(folder, pattern), join_path(folder, "labels.csv")
     if path is not None:
         array = _open_array(path, channels)
-        return array, _describe_array(array, labels)
+        return array, describe_array(path, len(array.crops), labels)
     images = _find_images(folder, pattern, channels)
-    return images, _describe(images.names, beside if labels is None and path_exists(beside) else labels)
+    return images, describe_crops(images.names, beside if labels is None and path_exists(beside) else labels)
 
 # %% ../../nbs/57_feed.foreign.ipynb #5f32b7f8
 def import_crops(
@@ -356,7 +244,7 @@ def import_crops(
     out : path or str
         Local folder of the store. A store that an import made there before is replaced.
     labels : path, optional
-        Table with a row for each crop or each field, see above. By default `labels.csv` in the folder, or the table
+        Table with a row for each crop or each field, see `hpacell.feed.rows`. By default `labels.csv` in the folder, or the table
         beside the array with its name, if there is one.
     pattern : str, optional
         How files are named, with `{field_id}` for the name of the crop.
@@ -390,7 +278,8 @@ def import_crops(
     source, frame = _open_source(folder, None if labels is None else str(labels), pattern, channels)
     size = size or source.side
     fields = frame.groupby("field_id", sort=False)
-    with StoreWriter(out, (size, size, len(source.channels)), source.channels, {"made_by": _MADE_BY, "size": size}) as writer:
+    about = {"made_by": _MADE_BY, "size": size}
+    with StoreWriter(out, (size, size, len(source.channels)), source.channels, about, verify=True) as writer:
         for _, rows in progress(fields, fields.ngroups, "import"):
             _put_field(writer, source, rows, size)
         return writer.finish()

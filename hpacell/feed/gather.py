@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .choice import balance_weights, choose_rows, epoch_order, target_array
+from .choice import balance_weights, check_locations, check_whole, choose_rows, epoch_order, target_array
 from .store import CropStore, read_store
 from ..memory import free_memory
 
@@ -67,7 +67,10 @@ def choose_cache(n_bytes: int, cache: str = "auto") -> CacheChoice:
 class _Buffers:
     """Arrays whose memory is used again once nothing refers to them."""
 
+    IDLE_BYTES = 2**28  # more than this is given back to the system
+
     def __init__(self, n_idle: int = 8):
+        # No lock: memory may come back in the middle of any statement. Each step here is one that Python does not divide.
         self._idle, self._n_idle = {}, n_idle
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -75,21 +78,35 @@ class _Buffers:
         n_bytes = math.prod(shape) * dtype.itemsize
         if n_bytes == 0:
             return np.empty(shape, dtype)
-        idle = self._idle.setdefault(n_bytes, [])
-        try:
-            memory = idle.pop()
-        except IndexError:
-            raw = np.empty(n_bytes + 64, np.uint8)
-            start = -raw.ctypes.data % 64
-            memory = memoryview(raw)[start : start + n_bytes]
+        memory = self._memory(n_bytes)
         # Every view keeps this array alive: numpy shortens chains of views only down to what is not an array.
-        array = np.frombuffer(memory, dtype)
-        weakref.finalize(array, self._give_back, idle, memory).atexit = False
+        array = np.frombuffer(memory, dtype, math.prod(shape))
+        weakref.finalize(array, self._give_back, memory).atexit = False
         return array.reshape(shape)
 
-    def _give_back(self, idle: list, memory: memoryview) -> None:
-        if len(idle) < self._n_idle:
-            idle.append(memory)
+    def _memory(self, n_bytes: int) -> memoryview:
+        """The smallest idle memory that is large enough, or a new one with some room to spare."""
+        for key, memory in self._by_size():
+            if len(memory) >= n_bytes and self._idle.pop(key, None) is not None:
+                return memory
+        step = 2 ** max(6, n_bytes.bit_length() - 4)
+        n_bytes = -(-n_bytes // step) * step
+        raw = np.empty(n_bytes + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        return memoryview(raw)[start : start + n_bytes]
+
+    def _by_size(self) -> list[tuple[int, memoryview]]:
+        """All idle memory, the smallest first."""
+        return sorted(self._idle.copy().items(), key=lambda item: len(item[1]))
+
+    def _give_back(self, memory: memoryview) -> None:
+        """Keep memory; if that is too much, let the smallest go, for the large ones serve every batch."""
+        if len(memory) > self.IDLE_BYTES:
+            return
+        self._idle[id(memory)] = memory
+        idle = self._by_size()
+        while len(idle) > self._n_idle or sum(len(memory) for _, memory in idle) > self.IDLE_BYTES:
+            self._idle.pop(idle.pop(0)[0], None)
 
 # %% ../../nbs/53_feed.gather.ipynb #e3d793b5
 def _close(descriptors: list[int]) -> None:
@@ -99,6 +116,7 @@ def _close(descriptors: list[int]) -> None:
 
 # %% ../../nbs/53_feed.gather.ipynb #12611a4d
 _WARM_BYTES = 5e8  # what comes faster than this many bytes a second comes from the page cache
+_shared_files = weakref.WeakKeyDictionary()  # by store, as long as a feed uses them
 
 # %% ../../nbs/53_feed.gather.ipynb #6e2023ed
 class _PlainFiles:
@@ -111,25 +129,36 @@ class _PlainFiles:
         self._paths, self._offsets, self._crop_bytes = paths, np.asarray(offsets), crop_bytes
         self._starts = np.cumsum([0, *counts])
         self._cold = True
-        self._open = [os.open(path, os.O_RDONLY) for path in paths]
-        weakref.finalize(self, _close, self._open)
+        self._open = []
+        weakref.finalize(self, _close, self._open)  # even if one of them cannot be opened
+        for path in paths:
+            self._open.append(os.open(path, os.O_RDONLY))
 
-    def __reduce__(self):
-        return _PlainFiles, self._state
+    @classmethod
+    def opened(cls, state: tuple | None) -> "_PlainFiles | None":
+        """The files, unless one has been taken away or the process has too many open."""
+        try:
+            return None if state is None else cls(*state)
+        except OSError:
+            return None
 
     @classmethod
     def of(cls, store: CropStore) -> "_PlainFiles | None":
-        """The files of a store, if all its shards are plain ones."""
+        """The files of a store, opened once for all its feeds, if all its shards are plain ones."""
+        shared = _shared_files.get(store, lambda: None)()
+        if shared is not None:
+            return shared
         if not hasattr(os, "preadv") or not 0 < len(store.manifest["shards"]) <= cls.N_OPEN:
             return None
         shards = store.shards()
         if not all(isinstance(shard, np.memmap) for shard in shards):
             return None
         paths, offsets, counts = zip(*((str(shard.filename), shard.offset, len(shard)) for shard in shards), strict=True)
-        try:
-            return cls(list(paths), list(offsets), list(counts), math.prod(store.shape))
-        except FileNotFoundError:  # replaced by a writer since the store was opened; its memory maps are still good
-            return None
+        # None if a writer replaced the store since it was opened: its memory maps are still good.
+        files = cls.opened((list(paths), list(offsets), list(counts), math.prod(store.shape)))
+        if files is not None:
+            _shared_files[store] = weakref.ref(files)
+        return files
 
     def read(self, rows: np.ndarray, crops: np.ndarray) -> None:
         """Fill crops, (N, h*w*C) of any type."""
@@ -196,10 +225,10 @@ class CropGatherer:
             self._held = held
 
     def __getstate__(self) -> dict:
-        return {**vars(self), "_held": None, "_store": None, "_buffers": None}
+        return {**vars(self), "_held": None, "_store": None, "_buffers": None, "_files": self._files and self._files._state}
 
     def __setstate__(self, state: dict) -> None:
-        vars(self).update(state, _buffers=_Buffers())
+        vars(self).update(state, _buffers=_Buffers(), _files=_PlainFiles.opened(state["_files"]))
 
     def __call__(self, positions: np.ndarray, dtype: str = "uint8") -> np.ndarray:
         """Crops in the order asked for.
@@ -231,11 +260,14 @@ class CropGatherer:
         """Fill crops, (N, h*w*C), from the store."""
         if self._files is not None:
             return self._files.read(rows, crops)
-        if self._store is None:
-            self._store = read_store(self.folder)
-            if self._store.manifest.get("checksum") != self._checksum:
-                raise ValueError(f"{self.folder}: expected the store as it was, got another state of it: make the feed again")
-        for crop, stored in zip(crops, self._store.crops(rows), strict=True):
+        try:
+            store = read_store(self.folder) if self._store is None else self._store
+            if store.manifest.get("checksum") != self._checksum:
+                raise FileNotFoundError
+            self._store, found = store, store.crops(rows)
+        except FileNotFoundError:  # what is opened only now may have been replaced by a writer
+            raise ValueError(f"{self.folder}: expected the store as it was, got another state of it: make the feed again") from None
+        for crop, stored in zip(crops, found, strict=True):
             _convert(stored.reshape(-1), crop)
 
 # %% ../../nbs/53_feed.gather.ipynb #dcca484c
@@ -289,8 +321,9 @@ class BatchPlan:
         for name, value, known in (("balance", balance, ("none", "weights", "sampling")), ("dtype", dtype, ("float32", "float16", "uint8"))):
             if value not in known:
                 raise ValueError(f"expected {name} {', '.join(map(repr, known))}, got {value!r}: choose one of them")
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size of at least 1, got {batch_size}: give how many crops a batch holds")
+        check_whole("batch_size", batch_size, 1)
+        check_whole("seed", seed, 0)
+        check_locations(locations, store.index)
         rows = choose_rows(store.index, query)
         self.steps = -(-len(rows) // batch_size)
         check_start(epochs, first_step, self.steps)

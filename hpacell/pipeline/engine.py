@@ -187,7 +187,7 @@ def map_items(function: Callable[[Any], Any], items: Iterable[Any], workers: int
                 waiting.clear()
                 pool = _pool(workers, function)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=not waiting, cancel_futures=True)  # nobody waits for work that is not wanted any more
 
 # %% ../../nbs/90_pipeline.engine.ipynb #2dce0cc7
 _END = object()
