@@ -315,7 +315,6 @@ class StoreWriter:
         }  # fmt: skip
         return manifest | {"checksum": manifest_checksum(manifest)}
 
-
     def _spare(self) -> list[dict]:
         """Parts that hold what today's bad fields gave when they could be read: a fault that passes costs nothing."""
         bad = {record["field_id"] for record in self._records if "reason" in record}
