@@ -290,10 +290,10 @@ def test_verify(monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "hpacell.feed.verify", Fake(verify_store=Report(problems=problems)))
         assert main(["verify", "store"]) == code
         assert capsys.readouterr().out == "report\n"
-    extract = Fake(repair_store="mended")
-    monkeypatch.setitem(sys.modules, "hpacell.pipeline.extract", extract)
+    repair = Fake(repair_store="mended")
+    monkeypatch.setitem(sys.modules, "hpacell.pipeline.repair", repair)
     assert main(["verify", "store", "--repair", "--workers", "3"]) == 1
-    assert extract.calls == [("repair_store", ("store",), {"workers": 3})]
+    assert repair.calls == [("repair_store", ("store",), {"workers": 3})]
     assert capsys.readouterr().out == "mended\nreport\n"
 
 

@@ -358,7 +358,7 @@ def test_explore_with_images_and_labels(root, tmp_path):
     simulate_fields(tmp_path / "fields", 6, seed=3, size=96)
     bad = tmp_path / "fields" / "sim_3_00002_blue.png"
     bad.write_bytes(bad.read_bytes()[:200])
-    summary, text = explore(root, tmp_path, fields=str(tmp_path / "fields"), n_examples=6)
+    summary, text = explore(root, tmp_path, fields=str(tmp_path / "fields"), labels=str(tmp_path / "fields" / "labels.csv"), n_examples=6)
     labels = pd.read_csv(tmp_path / "fields" / "labels.csv", dtype=str)["Label"].str.split("|")
     assert summary["n_fields"] == summary["n_labelled"] == summary["n_files"] == 6
     assert summary["fields_per_location"] == {
