@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .journal import BUILDING_NAME, OpenShard, recover_shard, sync_folder
-from .parts import Part, damage, field_is_whole, read_part, read_parts, read_rows, to_rows, whole_fields, with_label, with_labels, write_part, write_rows  # fmt: skip
+from .parts import Part, damage, field_is_whole, read_parts, read_rows, to_rows, whole_fields, with_label, with_labels, write_part, write_rows  # fmt: skip
 from .shards import COMPRESSIONS, checksum, describe_file, file_checksum
 from .store import FORMAT_VERSION, LOCK_NAME, MANIFEST_NAME, ORIGIN_NAME, QUARANTINE_NAME, CropStore, check_target, manifest_checksum, manifest_files, read_manifest, read_store, remove_others  # fmt: skip
 from ..files import fingerprint, write_atomic, write_json, write_table
@@ -103,12 +103,14 @@ class StoreWriter:
         with _told_of_disk(self.folder):
             recover_shard(self.folder)
             shutil.rmtree(self.folder / BUILDING_NAME, ignore_errors=True)
-            _restore_rows(self.folder)
-        self._manifest = _former_manifest(self.folder)
+            self._manifest = _former_manifest(self.folder)
+            parts = read_parts(self.folder)
+            parts += _restore_rows(self.folder, self._manifest, parts) if self._manifest else []
         # What an unfinished run has sealed comes first: its shards go on where it was.
         self._live = {shard["name"] for shard in self._manifest["shards"]} if self._manifest else set()
-        listed = {entry["name"] for entry in manifest_files(self._manifest)} if self._manifest else set()
-        found = sorted(read_parts(self.folder), key=lambda part: (part.shard["name"] in listed) + (part.shard["name"] in listed - self._live))
+        self._listed = {entry["name"] for entry in manifest_files(self._manifest)} if self._manifest else set()
+        spare = self._listed - self._live
+        found = sorted(parts, key=lambda part: (part.shard["name"] in self._listed) + (part.shard["name"] in spare))
         self._stock = [part for part in found if part.crop_shape == self.crop_shape]
         self._known: dict[str, tuple[Part, int]] = {}
         self._damaged: set[str] = set()
@@ -319,8 +321,7 @@ class StoreWriter:
         """Parts that hold what today's bad fields gave when they could be read: a fault that passes costs nothing."""
         bad = {record["field_id"] for record in self._records if "reason" in record}
         used, spare = {part.shard["name"] for part in self._parts}, []
-        listed = {entry["name"] for entry in manifest_files(self._manifest)} if self._manifest else set()
-        for part in sorted(self._stock, key=lambda part: part.shard["name"] not in listed):
+        for part in sorted(self._stock, key=lambda part: part.shard["name"] not in self._listed):
             held = bad & {field["field_id"] for field in part.fields}
             if held and part.shard["name"] not in used | self._damaged and os.path.exists(part.path):
                 spare.append(part.entry())
@@ -378,12 +379,12 @@ def _former_manifest(folder: Path) -> dict | None:
         return None
 
 # %% ../../nbs/51_feed.writer.ipynb #e54d0e04
-def _restore_rows(folder: Path) -> None:
-    """Rows of a shard that are lost or damaged, made again from the index."""
-    manifest = _former_manifest(folder)
-    lost = [shard for shard in manifest["shards"] if read_part(folder, shard["cells"]["name"]) is None] if manifest else []
+def _restore_rows(folder: Path, manifest: dict, parts: Sequence[Part]) -> list[Part]:
+    """Parts whose rows are lost or damaged, with rows made again from the index."""
+    whole, restored = {part.cells["name"] for part in parts}, []
+    lost = [shard for shard in manifest["shards"] if shard["cells"]["name"] not in whole]
     if not lost or not all(_is_there(folder, manifest[kind], True) for kind in ("index", "fields")):
-        return
+        return []
     index = read_rows(folder / manifest["index"]["name"])
     records = [record for record in read_rows(folder / manifest["fields"]["name"]).to_pylist() if record["reason"] is None]
     row = first = 0
@@ -392,5 +393,7 @@ def _restore_rows(folder: Path) -> None:
         if shard in lost and _is_there(folder, shard, False):
             plain = [{name: value for name, value in field.items() if value is not None} for field in fields]
             about = {name: shard[name] for name in ("name", "n_crops", "n_bytes", "xxh3_128")}
-            write_part(folder, about, index.slice(row, shard["n_crops"]), manifest["crop_shape"], manifest["compression"], plain)
+            rows = index.slice(row, shard["n_crops"])
+            restored.append(write_part(folder, about, rows, manifest["crop_shape"], manifest["compression"], plain))
         row, first = row + shard["n_crops"], first + shard["n_fields"]
+    return restored

@@ -11,9 +11,9 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import filelock
@@ -32,7 +32,7 @@ from ..fields.read import FieldError, FieldSource, bits_of, find_fields, read_fi
 from ..files import fingerprint, is_remote, path_exists, read_json, write_json
 from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key
-from .signatures import KnownContents
+from .signatures import KnownContents, file_times
 from ..progress import progress
 from ..settings import read_settings
 from ..vocabulary import CHANNELS, check_known, count_of
@@ -205,11 +205,12 @@ def _plan(sources: list[FieldSource], texts: Mapping[str, str], store: Path, set
     plain = {**asdict(settings), "bits": 0}
     plans = [plan for plan in (read_origin(store), _read_plan(store)) if plan is not None and {**plan["settings"], "bits": 0} == plain]
     former = plans[0] if plans else {}
-    if not settings.bits:
-        settings = replace(settings, bits=former["settings"]["bits"] if plans else _common_bits(sources, settings))
+    sample = cache(lambda: _sample(sources, settings))  # for both questions, and only if one is open
+    bits = settings.bits or (former["settings"]["bits"] if plans else _common_bits(sample()))
     if compression == "auto":
         compression = former.get("compression") or choose_compression(store)
-    channels = _common_channels(sources, settings) or tuple(former.get("store_channels", ())) or CHANNELS
+    channels = Counter(source.channels for source in sources).most_common(1)[0][0] or tuple(former.get("store_channels", ())) or _common_channels(sample())
+    settings = replace(settings, bits=bits)
     origin = {**origin, "settings": asdict(settings), "compression": compression, "store_channels": list(channels)}
     labels = [str(texts.get(source.field_id, "")) for source in sources]
     return _Job(sources, labels, settings, channels, store, compression, workers, origin)
@@ -263,28 +264,26 @@ def _too_bright(store: CropStore, settings: ExtractSettings) -> tuple[str, ...]:
     )
 
 # %% ../../nbs/91_pipeline.extract.ipynb #c160da22
-def _sample(sources: Sequence[FieldSource], settings: ExtractSettings, n: int = 8):
-    """A few readable fields from all over the list."""
-    chosen = np.unique(np.linspace(0, len(sources) - 1, min(n, len(sources))).astype(int))
-    for i in chosen:
-        try:
-            yield read_field(sources[i], max_pixels=settings.max_pixels)
-        except FieldError:
-            continue
+def _sample(sources: Sequence[FieldSource], settings: ExtractSettings, n: int = 8) -> list[tuple[tuple[str, ...], int]]:
+    """Channels of a few readable fields from all over the list, and the brightest pixel of those with 16 bits."""
+    found = []
+    for i in np.unique(np.linspace(0, len(sources) - 1, min(n, len(sources))).astype(int)):
+        with suppress(FieldError):
+            field = read_field(sources[i], max_pixels=settings.max_pixels)
+            found.append((tuple(field.channels), int(field.image.max(initial=0)) if field.image.dtype == np.uint16 else 0))
+    return found
 
 # %% ../../nbs/91_pipeline.extract.ipynb #494152da
-def _common_bits(sources: Sequence[FieldSource], settings: ExtractSettings) -> int:
-    """The camera's depth, by the brightest pixel of a few fields; 0 if none has more than 8 bits."""
-    highest = [int(field.image.max(initial=0)) for field in _sample(sources, settings) if field.image.dtype == np.uint16]
-    return bits_of(max(highest)) if highest else 0
+def _common_bits(sample: Sequence[tuple[tuple[str, ...], int]]) -> int:
+    """The camera's depth, by the brightest pixel of a few fields; 0 if none has 16 bits."""
+    highest = max((brightest for _, brightest in sample), default=0)
+    return bits_of(highest) if highest else 0
 
 # %% ../../nbs/91_pipeline.extract.ipynb #d1b2da7a
-def _common_channels(sources: Sequence[FieldSource], settings: ExtractSettings) -> tuple[str, ...]:
-    """The channels that most fields have; of files that do not name them, those of a few that are read."""
-    counts = Counter(source.channels for source in sources)
-    if counts.most_common(1)[0][0] == ():
-        counts = Counter(tuple(field.channels) for field in _sample(sources, settings))
-    return counts.most_common(1)[0][0] if counts else ()
+def _common_channels(sample: Sequence[tuple[tuple[str, ...], int]]) -> tuple[str, ...]:
+    """The channels that most of a few fields have; those of the Atlas if none could be read."""
+    counts = Counter(channels for channels, _ in sample)
+    return counts.most_common(1)[0][0] if counts else CHANNELS
 
 # %% ../../nbs/91_pipeline.extract.ipynb #6be1eff8
 def read_origin(store: str | Path) -> dict | None:
@@ -318,9 +317,10 @@ def _build(job: _Job, verify: bool) -> tuple[CropStore, int]:
     with ExitStack() as stack, job.writer(verify) as writer, KnownContents(job.store / SIGNATURES_NAME, job.sources) as contents:
         write_json(job.store / BUILDING_NAME / "plan.json", job.origin)
         keys = [contents[i] and field_key(source, contents[i], job.settings) for i, source in enumerate(job.sources)]
-        too_large = {field["key"] for field in writer.known_fields() if field["height"] * field["width"] > job.settings.max_pixels}
-        earlier = _contents_by_field(writer, job)
-        todo = [(i, earlier.get(source.field_id, ())) for i, source in enumerate(job.sources) if keys[i] not in writer or keys[i] in too_large]
+        too_large = {field["key"] for field in writer.known_fields() if field.get("height", 0) * field.get("width", 0) > job.settings.max_pixels}
+        fresh = [i for i, key in enumerate(keys) if key not in writer or key in too_large]
+        earlier = _contents_by_field(writer, job, fresh)
+        todo = [(i, earlier.get(job.sources[i].field_id, ())) for i in fresh]
         outcomes, waiting = stack.enter_context(closing(job.outcomes(todo))), {i for i, _ in todo}
         for i in progress(range(len(job.sources)), len(job.sources), "extract"):
             if i in waiting:
@@ -338,9 +338,9 @@ def _build(job: _Job, verify: bool) -> tuple[CropStore, int]:
         return writer.finish(), n_made
 
 # %% ../../nbs/91_pipeline.extract.ipynb #fd68fc9d
-def _contents_by_field(writer: StoreWriter, job: _Job) -> dict[str, tuple[str, ...]]:
-    """field_id -> contents whose cells are there, cut with today's settings and code."""
-    of_id = {source.field_id: source for source in job.sources}
+def _contents_by_field(writer: StoreWriter, job: _Job, chosen: Sequence[int]) -> dict[str, tuple[str, ...]]:
+    """field_id -> contents whose cells are there, cut with today's settings and code; of the chosen fields."""
+    of_id = {job.sources[i].field_id: job.sources[i] for i in chosen}
     found: dict[str, tuple[str, ...]] = {}
     for field in writer.known_fields():
         field_id, content = field["field_id"], field.get("content")
@@ -352,9 +352,10 @@ def _contents_by_field(writer: StoreWriter, job: _Job) -> dict[str, tuple[str, .
 def _extract_item(item: tuple[FieldSource, str, tuple[str, ...]], settings: ExtractSettings, channels: tuple[str, ...]) -> tuple[str, ExtractedField | None]:
     """A field's content and its cells; None if the content is one whose cells are there."""
     source, labels, contents = item
-    before = _times(source)
+    local = [path for path in source.paths if not is_remote(path) and os.path.exists(path)]
+    before = [file_times(path) for path in local]
     field = read_field(source, max_pixels=settings.max_pixels)
-    if _times(source) != before:
+    if [file_times(path) for path in local] != before:
         raise FieldError(f"{source.field_id}: expected files that stay as they are, got one that changed while it was read: run again")
     if tuple(field.channels) != channels:
         raise FieldError(
@@ -365,9 +366,3 @@ def _extract_item(item: tuple[FieldSource, str, tuple[str, ...]], settings: Extr
         return field.content, None
     made = cut_field(field, settings, labels)
     return field.content, replace(made, cells=to_rows(made.cells))  # here, where it is done for many fields at once
-
-# %% ../../nbs/91_pipeline.extract.ipynb #779b932f
-def _times(source: FieldSource) -> list[tuple[int, ...]]:
-    """Size and times of a field's local files."""
-    local = [path for path in source.paths if not is_remote(path) and os.path.exists(path)]
-    return [(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino) for status in map(os.stat, local)]

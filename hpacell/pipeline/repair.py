@@ -132,13 +132,12 @@ def _listed_as_bad(folder: Path) -> list[dict]:
 def _make_up(folder: Path, workers: int) -> RepairReport:
     """Extract anew where the store does not tell any more what is in it; shards that are whole are taken over."""
     origin = read_origin(folder)
-    if origin is not None:
-        _check_still_there(folder, origin)
     if origin is None:
         raise ValueError(
             f"expected {folder / ORIGIN_NAME}, which says what the store was made of, got none that is whole: "
             "make the store again as it was made the first time, with hpacell extract or import; what is whole is taken over"
         )
+    _check_still_there(folder, origin)
     report = extract_fields(
         origin["fields"], folder, origin["labels"], ExtractSettings(**origin["settings"]), origin["pattern"], origin["channels"],
         workers, origin["compression"], verify=True,
