@@ -9,6 +9,7 @@ __all__ = ['COMMANDS', 'RESUMABLE', 'main']
 import argparse
 import errno
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -56,8 +57,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
 def _explore(arguments: argparse.Namespace) -> int:
     """Execute the explore workflow, after a look at what it needs."""
     from hpacell.fields.find import find_fields
-    from hpacell.pipeline.plan import Plan, check_parameters, count_matches, labels_beside
+    from hpacell.pipeline.plan import Plan, count_matches, labels_beside
     from hpacell.pipeline.runs import run_plan
+    from hpacell.pipeline.templates import check_parameters
 
     values = {"fields": arguments.fields, "labels": arguments.labels, "pattern": arguments.pattern, "channels": arguments.channels}
     given = {name: value for name, value in values.items() if value}
@@ -136,12 +138,19 @@ def _export(arguments: argparse.Namespace) -> int:
 
 # %% ../nbs/99_cli.ipynb #1943f229
 def _import(arguments: argparse.Namespace) -> int:
-    """Make a store of crops that another tool has cut."""
-    from hpacell.feed.foreign import import_crops
+    """Make a store of crops that another tool has cut, or of cells that people marked with boxes."""
+    shared = {"pattern": arguments.pattern, "channels": arguments.channels}
+    if arguments.boxes:
+        if arguments.labels:
+            raise ValueError("expected --boxes with the classes of the cells or --labels, got both: leave --labels out")
+        from hpacell.feed.foreign import import_boxes
 
-    store = import_crops(
-        arguments.crops, arguments.out, labels=arguments.labels, pattern=arguments.pattern, channels=arguments.channels, size=arguments.size
-    )
+        size = {} if arguments.size is None else {"size": arguments.size}
+        store = import_boxes(arguments.crops, arguments.boxes, arguments.out, **size, **shared)
+    else:
+        from hpacell.feed.foreign import import_crops
+
+        store = import_crops(arguments.crops, arguments.out, labels=arguments.labels, size=arguments.size, **shared)
     print(f"{count_of(len(store), 'crop')} in {store.folder}")
     return _report_quarantine(store.quarantine, f"{store.folder}/quarantine.csv", "crop")
 
@@ -177,7 +186,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from hpacell.models.training import TrainingSettings, split_store, train_classifier
     from hpacell.pipeline.plan import check_truth
 
-    settings = TrainingSettings(model=arguments.model, epochs=arguments.epochs, batch_size=arguments.batch_size, seed=arguments.seed)
+    words = ("model", "model_parameters", "epochs", "batch_size", "seed", "weak", "duplicates")
+    given = {name: getattr(arguments, name) for name in words if getattr(arguments, name) is not None}
+    settings = TrainingSettings(**given)
     if arguments.truth:
         check_truth(arguments.truth, set(store.index["field_id"][split_store(store, settings) == "test"]))
     trained = train_classifier(store, arguments.out, settings)
@@ -236,11 +247,61 @@ def _runs(arguments: argparse.Namespace) -> int:
     return 0
 
 # %% ../nbs/99_cli.ipynb #4da43dbc
+def _score(arguments: argparse.Namespace) -> int:
+    """Check and score a submission."""
+    from hpacell.metrics.submission import score_submission
+
+    scored = score_submission(arguments.submission, arguments.truth, iou=arguments.iou)
+    print(scored)
+    return 1 if len(scored.problems) else 0
+
+# %% ../nbs/99_cli.ipynb #ced9fdd1
+def _sweep(arguments: argparse.Namespace) -> int:
+    """Execute a sweep, or what is left of it."""
+    from hpacell.pipeline.points import read_sweep
+    from hpacell.pipeline.sweep import describe_sweep, run_sweep, unfinished_sweep
+
+    folder, resume = _runs_folder(arguments), arguments.resume
+    if arguments.params is None and (resume is None or arguments.parameters):
+        raise ValueError("expected a params file with a sweep, got none: see params/zoo.yaml, or go on with hpacell sweep --resume SWEEP")
+    plan = read_sweep(arguments.params, arguments.parameters or [], arguments.workflow) if arguments.params else None
+    if resume is None and not arguments.new:
+        resume = unfinished_sweep(plan, folder)
+        if resume:
+            print(f"going on with {resume} (--new begins another)", file=sys.stderr)
+    record = run_sweep(plan, folder, resume, arguments.workers)
+    print(describe_sweep(record))
+    return 1 if record["status"] != "finished" else 0
+
+# %% ../nbs/99_cli.ipynb #1a761cee
+def _compare(arguments: argparse.Namespace) -> int:
+    """Print runs side by side, and make a page of them."""
+    from hpacell.pipeline.comparison import compare_runs, find_compared, read_runs
+    from hpacell.pipeline.plan import Plan
+    from hpacell.pipeline.runs import run_plan
+
+    if arguments.out and Path(arguments.out).suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"expected a page that ends in .html for --out, got {arguments.out}: name it so")
+    folder = _runs_folder(arguments)
+    print(compare_runs(read_runs(arguments.compared, folder)))
+    if arguments.table:
+        return 0
+    made = run_plan(Plan("compare", {"compare": {"compared": [str(find_compared(given, folder)) for given in arguments.compared]}}), runs=folder)
+    page = Path(made["folder"]) / "report.html"
+    if arguments.out:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        for source, target in ((page, Path(arguments.out)), (page.with_name("plotly.min.js"), Path(arguments.out).with_name("plotly.min.js"))):
+            shutil.copyfile(source, target)
+    print(f"page: {arguments.out or page}")
+    return 0
+
+# %% ../nbs/99_cli.ipynb #5a056367
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo, "simulate": _simulate, "explore": _explore, "segment": _segment, "extract": _extract, "verify": _verify,
-    "export": _export, "import": _import, "train": _train, "predict": _predict, "run": _run, "runs": _runs,
+    "export": _export, "import": _import, "train": _train, "predict": _predict, "score": _score,
+    "run": _run, "sweep": _sweep, "runs": _runs, "compare": _compare,
 }  # fmt: skip
-RESUMABLE = ("segment", "extract", "predict")  # the same command goes on where it was
+RESUMABLE = ("segment", "extract", "predict", "sweep")  # the same command goes on where it was
 
 # %% ../nbs/99_cli.ipynb #a3f966be
 def _sentence(error: Exception) -> str:
@@ -270,7 +331,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 all well, 1 some fields quarantined or a store damaged, 2 the call itself was wrong, 130 interrupted.
+        0 all well, 1 something was left out (fields in quarantine, a run of a sweep that failed) or is damaged, 2 the call
+        itself was wrong, 130 interrupted.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:

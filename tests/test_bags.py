@@ -72,7 +72,7 @@ def test_a_cap_draws_cells_by_seed_and_epoch(store, max_cells, seed):
 
 
 def test_ragged(store):
-    bags, targets = next(iter(make_bags(store, LOCATIONS, batch_size=5, ragged=True, max_cells=4, dtype="uint8", shuffle=False)))
+    bags, targets = next(iter(make_bags(store, LOCATIONS, batch_size=5, layout="ragged", max_cells=4, dtype="uint8", shuffle=False)))
     assert bags.row_lengths().numpy().tolist() == [4, 1, 4, 2, 3] and targets.shape == (5, 3)
     assert bags[4].numpy()[:, 0, 0, 0].tolist() == [15, 16, 17]
 

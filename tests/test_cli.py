@@ -52,7 +52,7 @@ def said(capsys) -> str:
 
 
 def test_every_command_is_in_the_table_of_contents():
-    assert list(parsers()) == ["demo", "simulate", "explore", "segment", "extract", "verify", "export", "import", "train", "predict", "run", "runs"]
+    assert list(parsers()) == ["demo", "simulate", "explore", "segment", "extract", "verify", "export", "import", "train", "predict", "score", "run", "sweep", "runs", "compare"]
     assert set(COMMANDS) == set(parsers())
 
 
@@ -101,6 +101,12 @@ def test_choices_are_those_of_the_library():
         (["extract", "a", "--out", "b", "--bits", "7"], "expected a whole number from 8 to 16, got 7"),
         (["export", "a", "--out", "b", "--to", "zip"], "expected a form among tfrecord, webdataset, png, hdf5, zarr, got 'zip'"),
         (["extract", "a"], "the following arguments are required: --out; see hpacell extract --help"),
+        (["score", "a", "b", "--iou", "1.5"], "expected a number above 0 and at most 1, got '1.5'"),
+        (["train", "a", "--out", "b", "--weak", "strong"], "among inherit, noisy_or, max, lse, attention, got 'strong'"),
+        (["train", "a", "--out", "b", "--model-parameters", "[3]"], "expected names with values as JSON"),
+        (["sweep", "a", "--workers", "-1"], "expected a whole number at least 0, got -1"),
+        (["sweep"], "expected a params file with a sweep, got none"),
+        (["import", "a", "--out", "b", "--boxes", "c", "--labels", "d"], "expected --boxes with the classes of the cells or --labels, got both"),
         (["extrct"], "'extrct'"),
         ([], "required: COMMAND; see hpacell --help"),
     ],
@@ -317,6 +323,43 @@ def test_import(monkeypatch, capsys):
     assert foreign.calls == [("import_crops", ("crops", "made"), {"labels": None, "pattern": None, "channels": ["protein", "nucleus"], "size": 64})]
     shown = capsys.readouterr()
     assert shown.out == "1 crop in made\n" and "1 crop quarantined: see made/quarantine.csv" in shown.err
+
+
+def test_import_boxes(monkeypatch, capsys):
+    class Store(list):
+        folder = "made"
+        quarantine = pd.DataFrame({"field_id": [], "reason": []})
+
+    foreign = Fake(import_boxes=Store([1, 2]), import_crops=None)
+    monkeypatch.setitem(sys.modules, "hpacell.feed.foreign", foreign)
+    assert main(["import", "images", "--boxes", "boxes.csv", "--out", "made"]) == main(["import", "images", "--boxes", "boxes.csv", "--out", "made", "--size", "48"]) == 0
+    shared = {"pattern": None, "channels": None}
+    assert foreign.calls == [("import_boxes", ("images", "boxes.csv", "made"), shared), ("import_boxes", ("images", "boxes.csv", "made"), {"size": 48, **shared})]
+    assert "2 crops in made" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("problems", "code"), [([], 0), (["line 2: no mask"], 1)])
+def test_score(monkeypatch, capsys, problems, code):
+    submission = Fake(score_submission=Report(problems=problems))
+    monkeypatch.setitem(sys.modules, "hpacell.metrics.submission", submission)
+    assert main(["score", "mine.csv", "truth.csv", "--iou", "0.5"]) == code
+    assert submission.calls == [("score_submission", ("mine.csv", "truth.csv"), {"iou": 0.5})] and capsys.readouterr().out == "report\n"
+
+
+def test_training_options_are_passed_on_only_when_given(store, monkeypatch):
+    given = []
+
+    def settings(**values):
+        given.append(values)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(cli, "_load_tensorflow", lambda: None)
+    monkeypatch.setitem(sys.modules, "hpacell.models.evaluation", types.SimpleNamespace(evaluate_classifier=None))
+    monkeypatch.setitem(sys.modules, "hpacell.models.training", types.SimpleNamespace(TrainingSettings=settings, split_store=None, train_classifier=None))
+    words = ["train", str(store), "--out", "model"]
+    assert main(words) == main([*words, "--weak", "noisy_or", "--duplicates", "pairs.csv", "--model-parameters", '{"strides": 2}']) == 2
+    assert set(given[0]) == {"model", "epochs", "batch_size", "seed"}
+    assert {name: given[1][name] for name in ("weak", "duplicates", "model_parameters")} == {"weak": "noisy_or", "duplicates": "pairs.csv", "model_parameters": {"strides": 2}}
 
 
 def test_bits_are_passed_on_only_when_given(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpacell.feed.augment import AUGMENTATIONS, is_repeatable, make_augmenter, tf
+from hpacell.feed.augment import AUGMENTATIONS
 from hpacell.feed.batches import make_batches
 from hpacell.feed.choice import balance_weights, choose_rows, epoch_order, target_array
 from hpacell.feed.writer import StoreWriter
@@ -67,7 +67,7 @@ def test_rows_without_a_value_are_not_chosen():
     assert choose_rows(index).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("augment", [(), ("flip", "rotate90", "intensity", "noise")])
+@pytest.mark.parametrize("augment", [(), ("flip", "rotate90", "intensity", "noise"), AUGMENTATIONS])
 @pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
 def test_a_feed_goes_on_in_the_middle_of_an_epoch(store, augment, balance):
     arguments = {"batch_size": 4, "seed": 2, "augment": augment, "balance": balance}
@@ -122,26 +122,6 @@ def test_weights_come_third(store):
     assert len(batch) == 3 and batch[2].shape == (21,)
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_augmentations_keep_shape_range_and_channels(name):
-    crops = tf.constant(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 5)), tf.float32)
-    targets = tf.one_hot([0, 1, 2, 2], 3)
-    changed, changed_targets = make_augmenter([name], seed=1)(crops, targets, tf.constant([1, 2]))
-    assert changed.shape == crops.shape and changed_targets.shape == targets.shape
-    assert float(tf.reduce_min(changed)) >= 0 and float(tf.reduce_max(changed)) <= 255
-    assert np.isfinite(changed.numpy()).all()
-    if name not in ("cutmix", "mixup", "mosaic"):
-        np.testing.assert_array_equal(changed_targets, targets)
-
-
-@pytest.mark.parametrize("name", ["flip", "rotate90"])
-def test_turns_keep_every_pixel_of_every_channel(name):
-    crops = tf.constant(np.random.default_rng(0).integers(0, 256, (8, 6, 6, 4)), tf.float32)
-    changed, _ = make_augmenter([name])(crops, tf.zeros((8, 1)), tf.constant([3, 4]))
-    np.testing.assert_array_equal(np.sort(changed.numpy().reshape(8, 36, 4), 1), np.sort(crops.numpy().reshape(8, 36, 4), 1))
-    assert (changed.numpy() != crops.numpy()).any()
-
-
 def test_batches_with_augmentation_repeat(store):
     def all_crops():
         return np.concatenate([crops.numpy() for crops, _ in make_batches(store, LOCATIONS, augment=("flip", "rotate90", "intensity", "noise"), batch_size=8)])
@@ -158,8 +138,11 @@ def test_seeds_epochs_and_places_do_not_share_their_chance(store):
     assert all((a != b).any() for i, a in enumerate(found) for b in found[:i])
 
 
-def test_only_changes_by_the_seed_are_called_repeatable():
-    assert [name for name in AUGMENTATIONS if is_repeatable([name])] == ["flip", "rotate90", "intensity", "noise"]
+def test_weights_are_mixed_with_the_crops(store):
+    arguments = {"balance": "weights", "shuffle": False, "batch_size": 21}
+    (plain,), (mixed,) = (list(make_batches(store, LOCATIONS, augment=augment, **arguments)) for augment in ([], ["mixup"]))
+    assert len(mixed) == 3 and mixed[2].shape == (21,) and float(np.ptp(plain[2])) > 0
+    assert (mixed[2].numpy() != plain[2].numpy()).any() and mixed[2].numpy().max() <= plain[2].numpy().max() + 1e-6
 
 
 def test_wrong_arguments(store):

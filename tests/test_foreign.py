@@ -1,4 +1,4 @@
-"""Stores of crops that somebody else made: pictures, files per channel, arrays; fields, labels, sizes, bad files."""
+"""Stores of what somebody else made: pictures, files per channel, arrays, boxes on images; fields, labels, sizes, bad files."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,11 @@ import tifffile
 from PIL import Image
 
 from hpacell.cells.crops import crop_cells
+from hpacell.cells.windows import cut_windows, window_sides
 from hpacell.feed import export as export_module
 from hpacell.feed import foreign as foreign_module
 from hpacell.feed.export import export_store
-from hpacell.feed.foreign import import_crops
+from hpacell.feed.foreign import import_boxes, import_crops
 from hpacell.feed.store import manifest_checksum, read_store
 from hpacell.fields.catalog import catalog_fields
 from hpacell.fields.find import find_fields
@@ -410,3 +411,144 @@ def test_batches_and_training_take_the_store(tmp_path, folder, rng):
     settings = TrainingSettings(epochs=1, batch_size=6, n_folds=3, augment=())
     trained = train_classifier(store, tmp_path / "model", settings)
     assert trained is not None
+
+
+BOX_COLUMNS = ["row0", "col0", "row1", "col1"]
+
+
+@pytest.fixture
+def smears(folder, rng) -> Path:
+    """Images a, b, c of 40 x 70 pixels with boxes of two classes; c has none."""
+    rows = []
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (40, 70, 3), np.uint8)).save(folder / f"{name}.png")
+        rows += [] if name == "c" else [(name, "red", 5, 8, 15, 28), (name, "platelet", 34, 60, 40, 70), (name, "red", 0, 0, 12, 12)]
+    pd.DataFrame(rows, columns=["image_id", "cell_type", *BOX_COLUMNS]).to_csv(folder / "boxes.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [{"window": 24}, {"window": 24, "clear_outside": False}, {"scale": "box", "margin": 0.5}, {}], ids=str)
+def test_boxes_become_windows(tmp_path, smears, arguments):
+    store = import_boxes(smears, smears / "boxes.csv", tmp_path / "store", size=24, **arguments)
+    assert store.shape == (24, 24, 3) and store.channels == ("red", "green", "blue") and not len(store.quarantine)
+    assert store.index["field_id"].tolist() == ["a"] * 3 + ["b"] * 3 and store.index["cell_id"].tolist() == [1, 2, 3] * 2
+    assert store.index["labels"].tolist() == ["red", "platelet", "red"] * 2
+    assert store.fields["labels"].tolist() == ["platelet|red"] * 2 and store.fields[["height", "width"]].to_numpy().tolist() == [[40, 70]] * 2
+    boxes = store.index[BOX_COLUMNS].to_numpy()
+    assert boxes[:3].tolist() == [[5, 8, 15, 28], [34, 60, 40, 70], [0, 0, 12, 12]] and boxes.dtype == np.int64
+    assert store.index[["height", "width"]].to_numpy()[:3].tolist() == [[10, 20], [6, 10], [12, 12]]  # the size is not lost
+    sides = window_sides(boxes, **{name: value for name, value in arguments.items() if name != "clear_outside"})
+    assert store.index["window"].tolist() == sides.tolist()
+    for number, name in enumerate("ab"):
+        rows = slice(3 * number, 3 * number + 3)
+        image = np.asarray(Image.open(smears / f"{name}.png"))
+        expected = cut_windows(image, boxes[rows], sides[rows], 24, arguments.get("clear_outside", True))
+        np.testing.assert_array_equal(store.crops(range(3 * number, 3 * number + 3)), expected)
+    kept = store.manifest["parameters"]
+    assert kept["made_by"] == "import" and kept["size"] == 24 and kept.get("window", sides[0]) == sides[0]
+
+
+def test_a_window_without_resizing_is_the_image(tmp_path, smears):
+    store = import_boxes(smears, smears / "boxes.csv", tmp_path / "store", size=20, window=20, clear_outside=False)
+    image = np.asarray(Image.open(smears / "a.png"))
+    np.testing.assert_array_equal(store.crops([0])[0], image[0:20, 8:28])
+    edge = store.crops([1])[0]  # the middle is row 37, column 65
+    np.testing.assert_array_equal(edge[:13, :15], image[27:40, 55:70])
+    assert not edge[13:].any() and not edge[:, 15:].any()
+
+
+def test_bad_boxes_are_quarantined_by_line(tmp_path, smears):
+    table = smears / "boxes.csv"
+    table.write_text(table.read_text() + "a,red,5,5,41,9\na,red,9,9,5,12\nb,,1,1,5,5\nzz,red,1,1,5,5\nzz,red,1,1,6,6\nc,red,-3,0,5,5\nb,red,nan,0,5,5\na,red,1,1,3,3\n")
+    (smears / "d.png").write_bytes((smears / "c.png").read_bytes()[:60])
+    table.write_text(table.read_text() + "d,red,1,1,5,5\n")
+    store = import_boxes(smears, table, tmp_path / "store", size=8, window=16)
+    assert store.index["field_id"].value_counts().to_dict() == {"a": 4, "b": 3}
+    assert store.index.loc[store.index["field_id"] == "a", "cell_id"].tolist() == [1, 2, 3, 6]
+    reasons = dict(zip(store.quarantine["field_id"], store.quarantine["reason"], strict=True))
+    expected = {
+        "a_4": "line 8: expected a box inside of 40 x 70 pixels, got 5, 5, 41, 9", "a_5": "line 9: expected row0 < row1", "b_4": "line 10: expected a class, got none",
+        "zz": "2 boxes, the first in line 11: expected an image of this name, got none", "c_1": "line 13: expected a box inside of", "b_5": "line 14: expected four numbers",
+        "d": "1 boxes, the first in line 16",
+    }  # fmt: skip
+    assert set(reasons) == set(expected)
+    for name, start in expected.items():
+        assert reasons[name].startswith(f"{table}: {start}"), reasons[name]
+    lines = table.read_text().replace("a,red,9,9,5,12", "a,red,5,9,9,12")
+    table.write_text(lines)
+    mended = import_boxes(smears, table, tmp_path / "store", size=8, window=16)  # in place of the former
+    assert mended.index.loc[mended.index["field_id"] == "a", "cell_id"].tolist() == [1, 2, 3, 5, 6]
+
+
+def test_box_tables_that_fit_nothing(tmp_path, smears):
+    cases = (
+        ("image,x,y,w,h\na,5,5,0,9\n", ValueError, "expected at least one good box, got none of 1, e.g. line 2: expected row0"),
+        ("image,x,y,w,h\n", ValueError, "expected at least one good box, got no line"),
+        ("image,x,y,w,h\nother,1,1,9,9\n", FieldError, "expected the images that the boxes name, such as other"),
+    )
+    for text, kind, message in cases:
+        (tmp_path / "boxes.csv").write_text(text)
+        with pytest.raises(kind, match=message):
+            import_boxes(smears, tmp_path / "boxes.csv", tmp_path / "store")
+        assert not (tmp_path / "store").exists()
+    with pytest.raises(ValueError, match="expected size of at least 1"):
+        import_boxes(smears, smears / "boxes.csv", tmp_path / "store", size=0)
+    write_json(tmp_path / "store" / "notes.json", {})
+    with pytest.raises(ValueError, match="got"):
+        import_boxes(smears, smears / "boxes.csv", tmp_path / "store")
+
+
+def test_channels_of_boxed_images(tmp_path, folder, rng):
+    planes = rng.integers(0, 256, (4, 30, 50), np.uint8)
+    for colour, plane in zip(("red", "green", "blue", "yellow"), planes, strict=True):
+        Image.fromarray(plane).save(folder / f"f_{colour}.png")
+    (folder / "boxes.csv").write_text("field_id,labels,row0,col0,row1,col1\nf,Golgi apparatus|cytosol,3,4,23,24\n")
+    store = import_boxes(folder, folder / "boxes.csv", tmp_path / "four", size=20, window=20)
+    assert store.channels == ("microtubules", "protein", "nucleus", "er") and store.index["labels"].tolist() == ["golgi_apparatus|cytosol"]
+    np.testing.assert_array_equal(store.crops([0])[0], np.moveaxis(planes, 0, 2)[3:23, 4:24])
+    two = import_boxes(folder, folder / "boxes.csv", tmp_path / "two", size=20, window=20, channels=["nucleus", "er"])
+    np.testing.assert_array_equal(two.crops([0])[0], np.moveaxis(planes[2:], 0, 2)[3:23, 4:24])
+
+
+def test_columns_of_boxes_that_a_store_has_itself(tmp_path, smears):
+    table = pd.read_csv(smears / "boxes.csv").assign(width=640, window=3, stain="giemsa")
+    table.to_csv(smears / "boxes.csv", index=False)
+    index = import_boxes(smears, smears / "boxes.csv", tmp_path / "store").index
+    assert (index["table_window"] == "3").all() and (index["stain"] == "giemsa").all() and index["width"].tolist()[:2] == [20, 10]
+
+
+def test_the_blood_cells(tmp_path, shared_data):
+    bccd = shared_data / "bccd"
+    store = import_boxes(bccd / "images", bccd / "boxes.csv", tmp_path / "store", size=32, classes=("RBC", "WBC", "Platelets"))
+    assert len(store) == 3698 and store.index["field_id"].nunique() == 268
+    assert store.index["labels"].value_counts().to_dict() == {"RBC": 3155, "WBC": 276, "Platelets": 267}
+    assert len(store.quarantine) == 2 and store.quarantine["reason"].str.contains("expected row0 < row1").all()
+    medians = store.index.groupby("labels")["height"].median()
+    assert medians["Platelets"] < 60 < medians["RBC"] < 130 < medians["WBC"]
+    row = store.index.iloc[100]
+    image = cv2.cvtColor(cv2.imread(str(bccd / "images" / f"{row['field_id']}.jpg")), cv2.COLOR_BGR2RGB).astype(int)
+    expected = cut_windows(image.astype(np.uint8), [row[BOX_COLUMNS].to_numpy(int)], [row["window"]], 32, clear_outside=True)[0]
+    assert np.abs(expected.astype(int) - store.crops([100])[0]).max() <= 2  # two JPEG decoders
+
+
+def test_training_learns_classes_that_the_atlas_does_not_know(tmp_path, folder, rng):
+    from hpacell.models.evaluation import evaluate_classifier
+    from hpacell.models.training import TrainingSettings, train_classifier
+
+    rows = []
+    for number in range(30):
+        image = rng.integers(180, 220, (64, 96, 3), np.uint8)
+        image[8:32, 8:32, 1:] //= 2
+        image[40:48, 70:78] //= 3
+        Image.fromarray(image).save(folder / f"smear{number:02}.png")
+        rows += [(f"smear{number:02}", "red cell", 8, 8, 32, 32), (f"smear{number:02}", "platelet", 40, 70, 48, 78)]
+    pd.DataFrame(rows, columns=["image_id", "label", *BOX_COLUMNS]).to_csv(folder / "boxes.csv", index=False)
+    store = import_boxes(folder, folder / "boxes.csv", tmp_path / "store", size=16, window=32)
+    settings = TrainingSettings(model_parameters={"filters": (4,), "kernels": (3,), "units": 0, "dropout": 0.0}, epochs=8, batch_size=4, n_folds=3, learning_rate=0.02, augment=())  # fmt: skip
+    trained = train_classifier(store, tmp_path / "model", settings)
+    assert trained.locations == ("platelet", "red cell")
+    fields = trained.card["data"]["fields"]
+    assert not set(fields["test"]) & (set(fields["train"]) | set(fields["valid"]))  # by image
+    evaluation = evaluate_classifier(trained, store)
+    summary = evaluation.summaries["cells_inherited"]
+    assert summary["macro_average_precision"] > summary["macro_chance"] + 0.3 and evaluation.n_cells == 2 * evaluation.n_fields == 20

@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 from hpacell.metrics.locations import (
     _average_precision,
     _rank,
+    co_occurrence,
     describe_interval,
     score_locations,
     summarise_locations,
@@ -186,3 +187,61 @@ def test_arguments_that_do_not_fit():
         score_locations(["cytosool"] * 20, pred)
     with pytest.raises(ValueError, match="one group for each of 20 rows"):
         summarise_locations(truth, pred, groups=[1], n_bootstrap=3)
+
+
+# -------------------------------------------------------------------------------------------------- what for what
+
+
+@pytest.mark.parametrize("count", ["all", "wrong", "single"])
+def test_each_entry_is_counted_cell_by_cell(count):
+    truth, pred = example(120)
+    truth[:40] = np.eye(19)[np.random.default_rng(1).integers(0, 2, 40)]  # some with one location
+    table, taken = co_occurrence(truth, pred, threshold=0.4, count=count), pred >= 0.4
+    assert table.index.tolist() == table.columns.tolist() == list(LOCATIONS)
+    for row in range(19):
+        for column in range(19):
+            here = [
+                i
+                for i in range(120)
+                if truth[i, row]
+                and not (count == "wrong" and truth[i, column])
+                and not (count == "single" and truth[i].sum() > 1)
+            ]
+            expected = np.mean(taken[here, column]) if here else np.nan
+            assert table.iloc[row, column] == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_diagonal_is_the_recall():
+    truth, pred = example()
+    scores = score_locations(truth, pred)
+    diagonal = np.diag(co_occurrence(truth, pred))
+    np.testing.assert_allclose(diagonal, scores.recall)
+    assert np.isnan(np.diag(co_occurrence(truth, pred, count="wrong"))).all()
+
+
+def test_a_perfect_model_is_never_wrong_and_shows_what_occurs_together():
+    truth, _ = example()
+    wrong = co_occurrence(truth, truth, count="wrong").to_numpy()
+    assert np.nanmax(wrong) == 0
+    together = co_occurrence(truth, truth)
+    assert together.attrs["n"] == truth.sum(axis=0).tolist()
+    np.testing.assert_allclose(together.to_numpy()[0], truth[truth[:, 0] > 0].mean(axis=0))
+
+
+def test_mean_predictions_instead_of_shares():
+    truth, pred = example()
+    table = co_occurrence(truth, pred, threshold=None, count="single")
+    single = truth.sum(axis=1) == 1
+    row = int(np.argmax(truth[single].sum(axis=0)))
+    np.testing.assert_allclose(table.iloc[row], pred[single & (truth[:, row] > 0)].mean(axis=0))
+    each = np.linspace(0.2, 0.8, len(LOCATIONS))
+    np.testing.assert_allclose(co_occurrence(truth, pred, threshold=each).iloc[0], (pred >= each)[truth[:, 0] > 0].mean(axis=0))
+
+
+def test_co_occurrence_refuses():
+    truth, pred = example(20)
+    with pytest.raises(ValueError, match="did you mean 'single'"):
+        co_occurrence(truth, pred, count="singles")
+    with pytest.raises(ValueError, match="expected truth and predictions"):
+        co_occurrence(truth[:, :5], pred)
+    assert co_occurrence([], np.zeros((0, 19))).isna().all(axis=None)

@@ -1,6 +1,7 @@
 """Runs: parameters are checked first, notebooks are whole, a stopped run goes on."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,9 @@ import yaml
 
 from hpacell.cli import main
 from hpacell.pipeline import runs as runs_module
-from hpacell.pipeline.plan import (
-    FOR_ALL,
-    ONE_MEANING,
-    check_parameters,
-    list_workflows,
-    read_plan,
-    workflow_folder,
-    workflow_parameters,
-)
+from hpacell.pipeline.plan import FOR_ALL, ONE_MEANING, read_plan
 from hpacell.pipeline.runs import RunError, list_runs, run
+from hpacell.pipeline.templates import check_parameters, list_workflows, workflow_folder, workflow_parameters
 
 TINY = {
     "workflows": {
@@ -65,6 +59,7 @@ def test_a_whole_run(finished):
 def test_the_report_needs_no_network(finished):
     text = (Path(finished["folder"]) / "report.html").read_text()
     assert 'src="plotly.min.js"' in text and "Train a classifier" in text
+    assert not re.search(r"""<(script|link|img)[^>]*(src|href)=["']https?:|cdnjs""", text)
     assert "figure-" in text and "Traceback" not in text
 
 
@@ -187,9 +182,9 @@ def a_run(tmp_path: Path) -> dict:
 
 
 def test_a_resumed_run_keeps_its_name_and_start(tmp_path, executed, monkeypatch):
-    monkeypatch.setattr(runs_module, "_now", lambda: "2026-01-02T03:04:05Z")
+    monkeypatch.setattr(runs_module, "time_now", lambda: "2026-01-02T03:04:05Z")
     first = a_run(tmp_path)
-    monkeypatch.setattr(runs_module, "_now", lambda: "2026-01-02T04:00:00Z")
+    monkeypatch.setattr(runs_module, "time_now", lambda: "2026-01-02T04:00:00Z")
     again = run(None, runs=tmp_path / "runs", resume=first["id"])  # by its id
     kept = ("id", "folder", "name", "started", "params", "order")
     assert {key: again[key] for key in kept} == {key: first[key] for key in kept}

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "sequence": ["CropSequence"],
         "bags": ["make_bags"],
         "export": ["export_store"],
-        "foreign": ["import_crops"],
+        "foreign": ["import_boxes", "import_crops"],
         "verify": ["verify_store"],
     },
 )

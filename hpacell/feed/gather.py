@@ -310,6 +310,10 @@ class BatchPlan:
     ----------
     steps : int
         Batches in an epoch.
+    rows : ndarray, (N,), int64
+        The chosen crops, as rows of the index.
+    targets : ndarray, (N, L), float32
+        Of the chosen crops; may be replaced between two passes by what is known better.
     cache_choice : CacheChoice
         Where the crops are held, and why.
     """
@@ -324,7 +328,7 @@ class BatchPlan:
         check_whole("batch_size", batch_size, 1)
         check_whole("seed", seed, 0)
         check_locations(locations, store.index)
-        rows = choose_rows(store.index, query)
+        self.rows = rows = choose_rows(store.index, query)
         self.steps = -(-len(rows) // batch_size)
         check_start(epochs, first_step, self.steps)
         self.batch_size, self.shuffle, self.seed, self.epochs, self.first_step = batch_size, shuffle, seed, epochs, first_step

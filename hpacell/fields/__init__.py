@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "find": ["FieldSource", "find_fields"],
         "read": ["Field", "FieldError", "read_field", "to_uint8"],
         "picture": ["composite", "draw_outlines"],
+        "duplicates": ["group_duplicates", "read_duplicates"],
         "catalog": ["catalog_fields", "read_labels", "split_fields", "split_folds"],
         "simulate": ["simulate_field", "simulate_fields"],
     },

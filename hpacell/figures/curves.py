@@ -26,13 +26,17 @@ def _add_curve(figure: go.Figure, log: pd.DataFrame, metric: str, column: int, n
     )  # fmt: skip
 
 # %% ../../nbs/84_figures.curves.ipynb #1fff9e60
+_SPELLED = {"auc": "AUC", "pr auc": "PR AUC", "roc auc": "ROC AUC", "ap": "Mean average precision"}
+
+# %% ../../nbs/84_figures.curves.ipynb #01757b25
 def figure_training(log: pd.DataFrame, best: str = "val_loss") -> go.Figure:
     """Loss and metrics over the epochs, for training and for held-out data.
 
     Parameters
     ----------
     log : DataFrame
-        One row per epoch: `epoch`, `loss`, any metrics, and the same with `val_` in front, as Keras' CSV log has them.
+        One row per epoch: `epoch`, `loss`, and what was measured on held-out data, with `val_` in front; other columns that
+        have such a partner are drawn beside it.
     best : str
         Column by which the best epoch was chosen; its lowest value counts for a loss, its highest for other metrics.
         Nothing is marked where the log has no such column.
@@ -51,12 +55,14 @@ def figure_training(log: pd.DataFrame, best: str = "val_loss") -> go.Figure:
         raise ValueError(
             f"expected a log with 'epoch' and 'loss' and at least one epoch, got {list(log.columns)}, {len(log)} rows"
         )
-    metrics = ["loss"] + [name for name in log.columns if f"val_{name}" in log and name not in ("epoch", "loss")]
+    held_out = [name.removeprefix("val_") for name in log.columns if name.startswith("val_")]
+    metrics = ["loss", *dict.fromkeys(name for name in held_out if name != "loss")]
     titles = [metric.replace("_", " ").capitalize() for metric in metrics]
-    titles = [title.upper() if title.lower() in ("auc", "pr auc", "roc auc") else title for title in titles]
+    titles = [_SPELLED.get(title.lower(), title) for title in titles]
     figure = make_subplots(1, len(metrics), subplot_titles=titles, horizontal_spacing=0.08)
     for column, metric in enumerate(metrics, 1):
-        _add_curve(figure, log, metric, column, "training", "blue")
+        if metric in log:
+            _add_curve(figure, log, metric, column, "training", "blue")
         if f"val_{metric}" in log:
             _add_curve(figure, log, f"val_{metric}", column, "held out", "vermilion")
     below = ""

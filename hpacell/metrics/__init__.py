@@ -5,10 +5,13 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "calibration": ["Calibration", "calibration_table", "expected_calibration_error", "fit_calibration"],
+        "triples": ["parse_submission", "read_true_cells"],
+        "detections": ["match_detections", "score_detections"],
         "matching": ["match_labels"],
         "instances": ["jaccard", "score_instances"],
-        "locations": ["score_locations", "summarise_locations"],
+        "locations": ["co_occurrence", "score_locations", "summarise_locations"],
         "truth": ["true_labels"],
-        "submission": ["read_submission", "validate_submission", "write_submission"],
+        "submission": ["read_submission", "score_submission", "validate_submission", "write_submission"],
     },
 )

@@ -1,4 +1,4 @@
-"""Many fields at once: extraction, prediction, segmentation, runs."""
+"""Many fields at once: extraction, prediction, segmentation; runs, sweeps and what came of them."""
 
 import lazy_loader
 
@@ -11,5 +11,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "predict": ["predict_fields", "predict_store"],
         "segment": ["segment_fields"],
         "runs": ["list_runs", "run"],
+        "points": ["read_sweep"],
+        "sweep": ["run_sweep"],
+        "comparison": ["compare_runs", "read_runs"],
+        "scored": ["paired_difference", "read_test_cells"],
     },
 )
