@@ -550,5 +550,5 @@ def test_training_learns_classes_that_the_atlas_does_not_know(tmp_path, folder, 
     fields = trained.card["data"]["fields"]
     assert not set(fields["test"]) & (set(fields["train"]) | set(fields["valid"]))  # by image
     evaluation = evaluate_classifier(trained, store)
-    summary = evaluation.summaries["cells_inherited"]
+    summary = evaluation.summaries["cells_labelled"]
     assert summary["macro_average_precision"] > summary["macro_chance"] + 0.3 and evaluation.n_cells == 2 * evaluation.n_fields == 20

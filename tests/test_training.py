@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from hpacell.feed.writer import StoreWriter
+from hpacell.models import training
 from hpacell.models.card import CARD_KEYS, find_classifier, load_classifier, save_classifier
 from hpacell.models.evaluation import evaluate_classifier
 from hpacell.models.training import TrainingSettings, split_store, train_classifier
@@ -70,7 +71,7 @@ def test_it_learns_and_repeats(store, tmp_path):
     assert not set(fields["test"]) & (set(fields["train"]) | set(fields["valid"]))
     assert card["scores"]["average_precision"] == pytest.approx(best["macro_average_precision"])
     assert load_classifier(tmp_path / "a").card == card  # noting the scores left the weights alone
-    assert sorted(os.listdir(tmp_path / "a")) == ["card.json", "log.csv", "model.weights.h5"]
+    assert sorted(os.listdir(tmp_path / "a")) == ["card.json", "log.csv", "model.weights.h5", "tensorboard", "test_cells.parquet"]
     assert str(found).endswith("Intervals from 6 fields are rough: label more fields, so that 10 or more are kept for the scores.")
     assert len(pd.read_csv(tmp_path / "a" / "log.csv")) <= SETTINGS.epochs
 
@@ -120,14 +121,12 @@ KILLED = """
 import os, signal, sys
 from hpacell.feed.store import read_store
 from hpacell.models import training
-from hpacell.models.blocks import keras
 
-class Kill(keras.callbacks.Callback):
-    def on_epoch_end(self, epoch, logs=None):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-usual = training._callbacks
-training._callbacks = lambda *arguments: [*usual(*arguments), Kill()]
+usual = training._EpochEnd.keep
+def keep(self, name):
+    usual(self, name)
+    os.kill(os.getpid(), signal.SIGKILL)
+training._EpochEnd.keep = keep
 small = {"filters": (4,), "kernels": (3,), "units": 0}
 training.train_classifier(read_store(sys.argv[1]), sys.argv[2], training.TrainingSettings(model_parameters=small, epochs=2, augment=()))
 """
@@ -137,7 +136,7 @@ def test_a_killed_training_is_no_classifier(store, tmp_path):
     former = load_classifier(saved(tmp_path / "again"))
     assert subprocess.run([sys.executable, "-c", KILLED, store.folder, str(tmp_path / "again")], capture_output=True).returncode == -signal.SIGKILL
     left = sorted(os.listdir(tmp_path / "again"))
-    assert left == ["best.weights.h5", "card.json", "log.csv", "model.weights.h5", "unfinished.json"]
+    assert left == ["best.weights.h5", "card.json", "log.csv", "model.weights.h5", "state-1.weights.h5", "state.json", "tensorboard", "unfinished.json"]
     with pytest.raises(FileNotFoundError, match="a training that was stopped before its end: train again .* or delete unfinished.json"):
         load_classifier(tmp_path / "again")
     fresh = tmp_path / "run" / "model"  # the same kill where nothing lay before
@@ -152,6 +151,99 @@ def test_a_killed_training_is_no_classifier(store, tmp_path):
     # The former one was not touched.
     (tmp_path / "again" / "unfinished.json").unlink()
     np.testing.assert_array_equal(load_classifier(tmp_path / "again").predict(store.crops([0])), former.predict(store.crops([0])))
+
+
+class Stopped(BaseException):
+    """As sudden as a kill, but for this process."""
+
+
+def stopping_at(monkeypatch, epoch, before):
+    """Training stops when the state of an epoch is to be written: before that, or after."""
+    usual = training._EpochEnd.keep
+
+    def keep(self, name):
+        if before and name == f"state-{epoch}.weights.h5":
+            raise Stopped
+        usual(self, name)
+        if name == f"state-{epoch}.weights.h5":
+            raise Stopped
+
+    monkeypatch.setattr(training._EpochEnd, "keep", keep)
+
+
+SMALL = replace(SETTINGS, epochs=4, augment=("flip", "noise", {"blur": {"probability": 0.5}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "stops"),
+    [
+        ({"ema": 0.9, "warmup": 0.2, "balance": "sampling"}, [(1, False), (3, True)]),
+        ({"weak": "em"}, [(1, False), (2, False), (3, True)]),
+        ({"weak": "attention", "ema": 0.9}, [(2, False), (3, False)]),
+        ({"head": "softmax", "loss": "softmax", "optimizer": "sgd", "schedule": "one_cycle", "patience": 1}, [(2, False)]),
+        ({"model": "resnet18", "model_parameters": {"filters": (64,), "blocks": (1,), "weights": "none"}, "frozen_epochs": 2}, [(1, False), (2, False)]),
+    ],
+    ids=["average", "em", "attention", "softmax", "frozen"],
+)
+def test_a_training_goes_on_as_if_nothing_had_happened(store, tmp_path, monkeypatch, capsys, change, stops):
+    settings = replace(SMALL, **change)
+    unbroken = train_classifier(store, tmp_path / "unbroken", settings)
+    for epoch, before in stops:
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            stopping_at(patch, epoch, before)
+            train_classifier(store, tmp_path / "stopped", settings)
+    capsys.readouterr()
+    resumed = train_classifier(store, tmp_path / "stopped", settings)
+    assert f"goes on after epoch {stops[-1][0] - stops[-1][1]} of 4" in capsys.readouterr().err
+    for one, other in zip(unbroken.model.get_weights(), resumed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    logs = [pd.read_csv(tmp_path / name / "log.csv").drop(columns="seconds") for name in ("unbroken", "stopped")]
+    pd.testing.assert_frame_equal(*logs)
+    cards = [{name: value for name, value in trained.card.items() if name not in ("seconds", "weights_blake2b")} for trained in (unbroken, resumed)]
+    assert cards[0] == cards[1]  # a file of weights also holds when it was written
+    assert sorted(os.listdir(tmp_path / "stopped")) == ["card.json", "log.csv", "model.weights.h5", "tensorboard"]
+
+
+def test_another_training_begins_anew(store, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stopping_at(patch, 2, False)
+        train_classifier(store, tmp_path / "a", SMALL)
+    fresh = train_classifier(store, tmp_path / "a", replace(SMALL, seed=1, epochs=2))
+    assert "goes on" not in capsys.readouterr().err
+    np.testing.assert_array_equal(fresh.model.get_weights()[0], train_classifier(store, tmp_path / "b", replace(SMALL, seed=1, epochs=2)).model.get_weights()[0])
+    assert len(pd.read_csv(tmp_path / "a" / "log.csv")) == 2
+
+
+def test_a_store_that_changed_is_refused(store, trained, tmp_path):
+    with pytest.raises(ValueError, match="the store that the classifier was trained on .* changed since"):
+        evaluate_classifier(trained, of_fields(store, 29, tmp_path / "store"))
+
+
+def test_bad_labels_and_crops_are_told(store, tmp_path, capsys):
+    slips = store.assign(labels=store.index["labels"].replace("cytosol", "cytosool"))
+    with pytest.raises(ValueError, match="did you mean 'cytosol'"):
+        train_classifier(slips, tmp_path / "a", SMALL)
+    with pytest.raises(ValueError, match="location with an example in the training fields"):
+        train_classifier(store, tmp_path / "a", SMALL, locations=["vesicles"])
+    each_its_own = store.assign(labels=["cytosol", "nucleoli"] * 60)
+    with pytest.raises(ValueError, match="expected labels of fields for weak='em'"):
+        train_classifier(each_its_own, tmp_path / "a", replace(SMALL, weak="em"))
+    assert not (tmp_path / "a").exists()
+    assert train_classifier(each_its_own, tmp_path / "b", replace(SMALL, epochs=1)).card["field_model"] is None
+    crops = np.zeros((12, 16, 16, 4), np.uint8)
+    for n_seen, name in ((0, "dark"), (11, "light")):
+        crops[:n_seen] = 7
+        with StoreWriter(tmp_path / name, (16, 16, 4), CHANNELS, {"size": 16}) as writer:
+            for i in range(6):
+                cells = pd.DataFrame({"field_id": [f"f{i}"] * 2, "labels": "cytosol"})
+                writer.add(f"k{i}", {"field_id": f"f{i}", "labels": "cytosol"}, cells, crops[2 * i : 2 * i + 2])
+            made = writer.finish()
+        if not n_seen:
+            with pytest.raises(ValueError, match="expected crops that show something, got 12 that are black"):
+                train_classifier(made, tmp_path / "c", SMALL)
+    trained = train_classifier(made, tmp_path / "c", replace(SMALL, epochs=1))
+    assert "1 of 12 crops are black and left out, the first of field f5" in capsys.readouterr().err
+    assert trained.card["data"]["n_crops"]["none"] == 1
 
 
 def test_typos_and_other_files_are_no_classifier(tmp_path):
