@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tensorboard.summary import Writer
 
-from ..feed.augment import tf
-from ..feed.bags import make_bags
+from ..feed.bags import make_bags, with_inherited
 from ..feed.batches import batches_of, make_batches
 from ..feed.choice import target_array
 from ..feed.gather import BatchPlan
@@ -102,15 +102,15 @@ class _Training:
         optimizer.build(learner.trainable_variables)
         return learner
 
-    def feed(self, start: int, stop: int) -> tf.data.Dataset:
+    def feed(self, start: int, stop: int):
         """Batches of some epochs."""
         if self.pooled and start >= self.weak_from:
             fields = {"batch_size": self.settings.fields_per_batch, "layout": "flat"}
-            return make_bags(self.store, query="split == 'train'", augment=self.settings.augment, epochs=range(start, stop), **fields, **self.common).map(_as_two_answers)
+            return with_inherited(make_bags(self.store, query="split == 'train'", augment=self.settings.augment, epochs=range(start, stop), **fields, **self.common))
         self.plan.epochs = range(start, stop)
         return batches_of(self.plan, self.settings.augment)
 
-    def probabilities(self, feed: tf.data.Dataset, derived: bool) -> np.ndarray:
+    def probabilities(self, feed, derived: bool) -> np.ndarray:
         """Of the cells of a feed, (N, L), each by itself."""
         logits = np.concatenate([np.asarray(self.model.predict_on_batch(batch[0])) for batch in feed]).astype(np.float64)
         if self.settings.head == "softmax":
@@ -166,13 +166,6 @@ class _Training:
                 learner.fit(self.feed(start, stop), initial_epoch=start, epochs=stop, steps_per_epoch=self.steps(start), shuffle=False, verbose=0, callbacks=[ends])
                 ends.restore()
 
-# %% ../../nbs/68_models.training.ipynb #5a40f864
-def _as_two_answers(cells: dict, targets: tf.Tensor) -> tuple:
-    """Targets and weights for fields, and for cells, which inherit; repeated cells of no field do not count."""
-    inherited = tf.matmul(cells["members"], targets, transpose_a=True)
-    weights = {"fields": tf.ones(tf.shape(targets)[0]), "cells": tf.reduce_sum(cells["members"], 0)}
-    return cells, {"fields": targets, "cells": inherited}, weights
-
 # %% ../../nbs/68_models.training.ipynb #685bf8bb
 class _EpochEnd(keras.callbacks.Callback):
     """Scores, best weights, state, log and progress of each epoch."""
@@ -180,7 +173,7 @@ class _EpochEnd(keras.callbacks.Callback):
     def __init__(self, training: _Training, bar):
         super().__init__()
         self.training, self.bar, self.plain = training, bar, None
-        self.board = tf.summary.create_file_writer(str(training.folder / "tensorboard"))
+        self.board = Writer(str(training.folder / "tensorboard"))
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.monotonic()
@@ -206,9 +199,9 @@ class _EpochEnd(keras.callbacks.Callback):
         state["log"].append(row | {"seconds": round(time.monotonic() - self.started, 2)})
         self.keep(f"state-{epoch + 1}.weights.h5")
         self.bar.set_postfix(epoch=f"{epoch + 1}/{training.settings.epochs}", **{name: f"{row[name]:.3f}" for name in ("loss", "val_loss", "val_ap")})
-        with self.board.as_default(step=epoch):
-            for name, value in row.items():
-                tf.summary.scalar(name, value)
+        for name in LOG_COLUMNS[1:]:
+            self.board.add_scalar(name, state["log"][-1][name], epoch)
+        self.board.flush()
         self.model.stop_training = state["wait"] >= training.settings.patience
 
     def keep(self, name: str) -> None:
