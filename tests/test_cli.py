@@ -102,7 +102,7 @@ def test_choices_are_those_of_the_library():
         (["export", "a", "--out", "b", "--to", "zip"], "expected a form among tfrecord, webdataset, png, hdf5, zarr, got 'zip'"),
         (["extract", "a"], "the following arguments are required: --out; see hpacell extract --help"),
         (["score", "a", "b", "--iou", "1.5"], "expected a number above 0 and at most 1, got '1.5'"),
-        (["train", "a", "--out", "b", "--weak", "strong"], "among inherit, noisy_or, max, lse, attention, got 'strong'"),
+        (["train", "a", "--out", "b", "--weak", "strong"], "among inherit, em, noisy_or, max, lse, attention, got 'strong'"),
         (["train", "a", "--out", "b", "--model-parameters", "[3]"], "expected names with values as JSON"),
         (["sweep", "a", "--workers", "-1"], "expected a whole number at least 0, got -1"),
         (["sweep"], "expected a params file with a sweep, got none"),

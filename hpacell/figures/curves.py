@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from .style import AMOUNT_SCALE, COLOURS, count_things
+from ..metrics.locations import co_occurrence
 from ..vocabulary import LOCATIONS, location_title
 
 # %% ../../nbs/84_figures.curves.ipynb #475ddf02
@@ -160,18 +161,12 @@ def figure_confusion(truth: np.ndarray, pred: np.ndarray, locations: Sequence[st
     ValueError
         Arrays that do not fit, or no cell with one location.
     """
-    truth, pred = np.asarray(truth), np.asarray(pred)
-    if truth.shape != pred.shape or truth.ndim != 2 or truth.shape[1] != len(locations):
-        raise ValueError(
-            f"expected two arrays (N, {len(locations)}), got {truth.shape} and {pred.shape}: pass their locations"
-        )
-    hot = truth > 0.5
-    single = hot.sum(1) == 1
-    if not single.any():
+    table = co_occurrence(np.asarray(truth), pred, locations, threshold=None, count="single")
+    numbers = np.array(table.attrs["n"])
+    if not numbers.any():
         raise ValueError(f"expected cells with one true location, got none among {len(truth)}")
-    numbers = hot[single].sum(0)
     rows = np.flatnonzero(numbers)
-    means = np.stack([pred[single & hot[:, row]].mean(0) for row in rows])
+    means = table.to_numpy()[rows]
     names = [location_title(location) for location in locations]
     heat = go.Heatmap(
         z=means, x=names, y=[f"{names[row]} ({numbers[row]:,})" for row in rows], zmin=0, zmax=1,
@@ -181,7 +176,7 @@ def figure_confusion(truth: np.ndarray, pred: np.ndarray, locations: Sequence[st
         colorbar=dict(title=dict(text="mean probability", side="right"), thickness=12, lenmode="pixels", len=180),
         hovertemplate="true %{y}, predicted %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
-    counted = count_things(int(single.sum()), "cell")
+    counted = count_things(int(numbers.sum()), "cell")
     below = f"mean predicted probability in {counted} with one true location (number of cells)"
     title = dict(text="What is taken for what", subtitle_text=below)
     figure = go.Figure(heat, dict(title=title, height=26 * len(rows) + 260, width=30 * len(names) + 380))

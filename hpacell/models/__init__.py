@@ -7,7 +7,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "zoo": ["describe_zoo", "make_classifier"],
         "transfer": ["set_backbone_trainable"],
-        "training": ["TrainedClassifier", "TrainingSettings", "load_classifier", "train_classifier"],
-        "evaluation": ["evaluate_classifier"],
+        "recipe": ["TrainingSettings", "split_store"],
+        "card": ["TrainedClassifier", "load_classifier"],
+        "weak": ["make_bag_model", "pool_cells"],
+        "training": ["train_classifier"],
+        "evaluation": ["activation_maps", "evaluate_classifier"],
     },
 )
