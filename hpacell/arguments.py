@@ -297,7 +297,7 @@ def _add_score(commands) -> None:
     """score."""
     parser = _new_command(
         commands, "score", "a submission file, checked and scored against the truth",
-        "hpacell score data/found/submission.csv data/truth.csv", "hpacell score data/found/submission.csv data/simulated/truth/cells.csv --iou 0.5",
+        "hpacell score data/found/submission.csv data/truth.csv", "hpacell score data/found/submission.csv data/manual_cells.csv --iou 0.5",
     )  # fmt: skip
     parser.add_argument("submission", metavar="SUBMISSION", help="CSV as the HPA single-cell competition takes it, from predict")
     parser.add_argument("truth", metavar="TRUTH", help="the true cells: a CSV of the same form, or a table of cells with masks and labels")

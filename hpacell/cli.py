@@ -301,7 +301,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": _export, "import": _import, "train": _train, "predict": _predict, "score": _score,
     "run": _run, "sweep": _sweep, "runs": _runs, "compare": _compare,
 }  # fmt: skip
-RESUMABLE = ("segment", "extract", "predict", "sweep")  # the same command goes on where it was
+RESUMABLE = ("segment", "extract", "train", "predict", "sweep")  # the same command goes on where it was
 
 # %% ../nbs/99_cli.ipynb #a3f966be
 def _sentence(error: Exception) -> str:

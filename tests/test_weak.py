@@ -42,7 +42,7 @@ from hpacell.models.zoo import make_classifier
 
 CHANNELS = ("microtubules", "protein", "nucleus", "er")
 SMALL = {"filters": (4,), "kernels": (3,), "units": 0, "dropout": 0.0}
-many = settings(max_examples=60, deadline=None)
+many = settings(max_examples=40, deadline=None)
 some = settings(max_examples=20, deadline=None)
 
 
@@ -73,8 +73,8 @@ def test_corrected_guesses_keep_to_the_labels(drawn):
     assert targets.shape == labels.shape and targets.dtype == np.float32
     assert (targets >= 0).all() and (targets <= 1).all() and (targets[labels == 0] == 0).all()
     assert (targets >= np.clip(probabilities, 1e-6, 1 - 1e-6) * labels - 1e-6).all()
-    lone = (labels.sum(axis=1, keepdims=True) == 1) & (labels == 1) & (probabilities >= 0.02)
-    assert np.allclose(targets[lone], 1)  # what a field's only label can be seen of at all, each of its cells shows
+    lone = (labels.sum(axis=1, keepdims=True) == 1) & (labels == 1)
+    assert np.allclose(targets[lone], 1)  # each cell shows the only label of its field
 
 
 @many
@@ -92,10 +92,9 @@ def test_corrected_guesses_by_hand():
     found = correct_guesses([[0.2, 0.1], [0.1, 0.1]], np.ones((2, 2)), ["a", "a"])
     first = np.array([[0.2 / 0.28, 0.1 / 0.28], [0.1 / 0.19, 0.1 / 0.19]])
     np.testing.assert_allclose(found, first / (1 - np.prod(1 - first, axis=0)), rtol=1e-6)
-    # One cell that is the whole of its field shows all of its labels, if it can be believed at all.
+    # One cell that is the whole of its field shows all of its labels.
     np.testing.assert_allclose(correct_guesses([[0.3, 0.9, 0.5]], [[1, 0, 1]], ["a"]), [[1, 0, 1]], rtol=1e-6)
-    # No step makes anything more than fifty times as likely: here both are held back.
-    np.testing.assert_allclose(correct_guesses([[1e-5]], [[1]], ["a"]), [[1e-5 * 50 * 50]], rtol=1e-5)
+    np.testing.assert_allclose(correct_guesses([[0.0]], [[1]], ["a"]), [[1]], rtol=1e-6)  # however little it looks like it
     assert correct_guesses(np.zeros((0, 3)), np.zeros((0, 3)), []).shape == (0, 3)
     assert (correct_guesses(np.full((2, 2), 0.7), np.zeros((2, 2)), ["a", "b"]) == 0).all()  # a field without labels shows nothing
     certain = correct_guesses([[0.0, 1.0], [1.0, 0.0]], np.ones((2, 2)), ["a", "a"])
@@ -124,6 +123,9 @@ def test_unmix_by_hand():
 
 
 # Poolings
+
+
+one_cell = pytest.mark.filterwarnings("ignore:You are using a softmax over axis")  # keras, where there is one cell in all
 
 
 def pool_by_hand(logits, members, pooling, sharpness, attention):
@@ -159,6 +161,7 @@ def bags(draw):
     return logits, members, generator.normal(0, 2, logits.shape).astype(np.float32)
 
 
+@one_cell
 @pytest.mark.parametrize("pooling", POOLINGS)
 @some
 @given(bags(), st.sampled_from([0.25, 1.0, 4.0]))
@@ -171,6 +174,7 @@ def test_poolings_are_their_formulas(pooling, drawn, sharpness):
     np.testing.assert_allclose(ops.convert_to_numpy(pool_cells(other, members, pooling, sharpness, attention)), found, rtol=1e-6, atol=1e-6)
 
 
+@one_cell
 @some
 @given(bags(), st.sampled_from([0.25, 1.0, 4.0]))
 def test_poolings_lie_where_they_should(drawn, sharpness):
@@ -295,7 +299,7 @@ def test_the_network_of_bags_shares_its_weights(pooling, tmp_path):
     weights = {"fields": np.ones(2, np.float32), "cells": members.sum(axis=0)}
     bce = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.1), {"fields": bce, "cells": InheritedLoss(0.1)})
-    assert np.isfinite(float(model.train_on_batch(inputs, targets, sample_weight=weights)))
+    assert np.isfinite(model.train_on_batch(inputs, targets, sample_weight=weights, return_dict=True)["loss"])
     assert all(not np.array_equal(one, other) for one, other in zip(before, cells.get_weights(), strict=True) if one.size > 4)
     layer = model.get_layer("pooling")
     assert CellPooling.from_config(layer.get_config()).get_config() == layer.get_config()
@@ -310,20 +314,21 @@ def test_the_network_of_bags_shares_its_weights(pooling, tmp_path):
 STEP = """
 import numpy as np
 from hpacell.models.blocks import keras
-from hpacell.models.weak import POOLINGS, InheritedLoss, make_bag_model
+from hpacell.models.weak import InheritedLoss, make_bag_model
 from hpacell.models.zoo import make_classifier
 
 crops = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 4)).astype("float32")
 members = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]], "float32")
 fields = np.array([[1, 0, 0], [0, 1, 0]], "float32")
 weights = {"fields": np.ones(2, "float32"), "cells": members.sum(axis=0)}
-for pooling in POOLINGS:
+for pooling in ("noisy_or", "attention"):
     cells = make_classifier("batch_norm", (8, 8, 4), 3, "logits", filters=(4,), kernels=(3,), units=0)
     model = make_bag_model(cells, pooling, negative=2)
     bce = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile(keras.optimizers.AdamW(1e-3), {"fields": bce, "cells": InheritedLoss()})
     before = [keras.ops.convert_to_numpy(weight).copy() for weight in cells.trainable_weights]
-    loss = float(model.train_on_batch({"crops": crops, "members": members}, {"fields": fields, "cells": members.T @ fields}, sample_weight=weights))
+    targets = {"fields": fields, "cells": members.T @ fields}
+    loss = float(model.train_on_batch({"crops": crops, "members": members}, targets, sample_weight=weights, return_dict=True)["loss"])
     moved = [not np.array_equal(keras.ops.convert_to_numpy(weight), values) for weight, values in zip(cells.trainable_weights, before)]
     assert np.isfinite(loss) and all(moved), (pooling, loss, moved)
 print("stepped under", keras.backend.backend())
@@ -429,7 +434,7 @@ def bag_store(tmp_path_factory):
         return writer.finish()
 
 
-@some
+@settings(max_examples=8, deadline=None)
 @given(st.integers(1, 5), st.sampled_from([None, 3, 8]), st.integers(0, 2), st.booleans())
 def test_flat_bags_hold_what_padded_ones_do(bag_store, batch_size, max_cells, seed, shuffle):
     arguments = {"batch_size": batch_size, "max_cells": max_cells, "seed": seed, "shuffle": shuffle, "epochs": range(1, 3)}
@@ -456,7 +461,8 @@ def test_inherited_targets_and_weights(bag_store):
         np.testing.assert_array_equal(targets["fields"], labels)
         owner = members.argmax(axis=0)
         np.testing.assert_array_equal(targets["cells"], labels.numpy()[owner] * members.sum(axis=0)[:, None])
-        np.testing.assert_array_equal(weights["cells"], members.sum(axis=0))
+        real = members.sum(axis=0)
+        np.testing.assert_allclose(weights["cells"], real / real.mean(), rtol=1e-6)  # a mean of losses is that over the real cells
         np.testing.assert_array_equal(weights["fields"], np.ones(len(labels)))
     assert set(next(iter(plain))[0]) == {"crops", "members"}
 

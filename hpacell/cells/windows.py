@@ -69,7 +69,7 @@ def _problems_of(frame: pd.DataFrame, corners: pd.DataFrame, labelled: bool) -> 
     shown = corners.map("{:g}".format).agg(", ".join, axis=1) if len(corners) else pd.Series(dtype=str)
     box = "expected row0 < row1 and col0 < col1, got " + shown + ": draw the box again, or drop the line"
     checks = (
-        (~np.isfinite(corners).all(axis=1), "expected four numbers, got " + shown + ": fill them in, or drop the line"),
+        (~(corners.abs() < 2**31).all(axis=1), "expected four numbers, got " + shown + ": fill them in, or drop the line"),
         ((corners["row1"].round() <= corners["row0"].round()) | (corners["col1"].round() <= corners["col0"].round()), box),
         (frame["field_id"] == "", "expected the name of an image, got none: fill it in, or drop the line"),
         ((frame["labels"] == "") & labelled, "expected a class, got none: fill it in, or drop the line"),
@@ -134,7 +134,7 @@ def read_boxes(csv: str | Path, classes: Sequence[str] | None = None) -> pd.Data
     frame = pd.DataFrame({"field_id": table[image].map(_image_of).astype(str)})
     frame["cell_id"] = frame.groupby("field_id").cumcount() + 1
     frame["labels"] = _labels_of(table[label].str.strip(), classes, path) if label else ""
-    frame[list(_BOX)] = corners.where(np.isfinite(corners)).round().astype("Int64")
+    frame[list(_BOX)] = corners.where(corners.abs() < 2**31).round().astype("Int64")
     frame["line"] = frame.index + 2
     frame["problem"] = _problems_of(frame, corners, label is not None)
     forms = {name for names in (*_CORNERS, *_SIDES) for name in names}

@@ -6,7 +6,6 @@
 __all__ = ['TITLES', 'TEST_CELLS_NAME', 'Evaluation', 'evaluate_classifier', 'activation_maps']
 
 # %% ../../nbs/69_models.evaluation.ipynb #cb617fc2
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,13 +151,15 @@ def evaluate_classifier(
         The store is not the one that the classifier was trained on, or has none of the test fields.
     """
     cells, rows = _test_cells(classifier, store)
-    alone = classifier.predict(store.crops(rows))
+    alone = np.concatenate([classifier.predict(store.crops(rows[i : i + 1024])) for i in range(0, len(rows), 1024)])
     answers, ids = join_fields(classifier.card, alone, cells["field_id"]), cells["field_id"]
     labels, notes = target_array(cells, classifier.locations), ()
     if classifier.card.get("labels") == "cells":
         kinds = {"cells_labelled": (labels, answers, ids)}
     else:
         kinds = {"cells_inherited": (labels, answers, ids), "fields": _by_field(classifier, labels, alone, ids)}
+    if truth and "rle" not in cells:
+        raise ValueError(f"{store.folder}: expected cells with masks (a column rle) to find their true locations, got none: leave out the truth, or extract from fields")
     cells["true_labels"] = true_labels(cells, truth) if truth else pd.Series(pd.NA, index=cells.index, dtype="str")
     known = cells["true_labels"].notna().to_numpy()
     if known.any():
@@ -174,6 +175,8 @@ def evaluate_classifier(
         summaries[kind] = summarise_locations(true, pred, **shared)
     calibration = expected_calibration_error(*kinds[next(iter(tables))][:2], classifier.locations)
     evaluation = Evaluation(tables, summaries, int(ids.nunique()), len(cells), notes, calibration)
+    if classifier.card.get("labels") == "cells":  # their own labels are the truth
+        cells["true_labels"] = cells["labels"]
     _keep(classifier, cells, answers)
     write_json(Path(classifier.folder) / CARD_NAME, {**classifier.card, "scores": evaluation.metrics()})
     return evaluation
@@ -242,13 +245,13 @@ def activation_maps(model, crop: np.ndarray, n_maps: int = 32, batch_size: int =
     if not spatial or min(spatial[-1].output.shape[1:3]) < 2:
         raise ValueError(f"expected a model with feature maps of 2 x 2 or more, got {model.name} without: choose another model or a larger crop")
     crop = np.asarray(crop, np.float32)
-    features = keras.Model(model.inputs, spatial[-1].output).predict_on_batch(crop[None])[0]
+    features = np.asarray(keras.Model(model.inputs, spatial[-1].output)(crop[None], training=False))[0]
     chosen = features[..., np.argsort(-features.std((0, 1)), kind="stable")[:n_maps]].astype(np.float32)
     large = np.asarray(ops.image.resize(chosen, crop.shape[:2], interpolation="bilinear"))
     low, high = large.min((0, 1)), large.max((0, 1))
     masks = ((large - low) / np.maximum(high - low, 1e-6)).transpose(2, 0, 1)  # (K, h, w)
     shown = np.concatenate([crop[None] * 0, masks[..., None] * crop])
-    scores = np.concatenate([model.predict_on_batch(shown[i : i + batch_size]) for i in range(0, len(shown), batch_size)])
+    scores = np.concatenate([np.asarray(model(shown[i : i + batch_size], training=False)) for i in range(0, len(shown), batch_size)])
     gains = np.maximum(scores[1:] - scores[0], 0)  # (K, L)
     maps = np.einsum("khw,kl->hwl", masks, gains)
     maps -= maps.min((0, 1))

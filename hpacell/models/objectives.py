@@ -348,4 +348,4 @@ def make_optimizer(
     decay = _check_range("weight_decay", weight_decay, 0, 1)
     average = {"use_ema": True, "ema_momentum": ema} if _check_range("ema", ema, 0, 1) else {}
     rate = make_schedule(schedule, learning_rate, steps, warmup, first_step)
-    return OPTIMIZERS[name](learning_rate=rate, weight_decay=decay or None, **average)
+    return OPTIMIZERS[name](learning_rate=rate, weight_decay=decay if name == "adamw" else decay or None, **average)

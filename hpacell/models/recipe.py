@@ -6,22 +6,27 @@
 __all__ = ['POOLINGS', 'WEAK', 'PRECISIONS', 'TrainingSettings', 'split_store', 'choose_locations', 'labels_fields']
 
 # %% ../../nbs/65_models.recipe.ipynb #78624b23
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from ..feed.augment import check_augmentations
+from ..feed.bags import check_unmixed
 from ..feed.choice import label_locations
 from ..feed.store import CropStore
 from ..fields.catalog import split_folds
 from ..fields.duplicates import group_duplicates, read_duplicates
-from .objectives import LOSSES, OPTIMIZERS, SCHEDULES, make_loss
+from .objectives import LOSSES, OPTIMIZERS, SCHEDULES, make_loss, make_optimizer
+from .transfer import TRANSFER
+from .zoo import ZOO
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, check_known
 
 # %% ../../nbs/65_models.recipe.ipynb #cb4f5195
 POOLINGS = ("noisy_or", "max", "lse", "attention")
 WEAK = ("inherit", "em", *POOLINGS)
+_LEAST = {"epochs": 1, "patience": 1, "batch_size": 1, "fields_per_batch": 1, "n_folds": 3, "test_fold": 0, "frozen_epochs": 0, "seed": 0}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -119,13 +124,14 @@ class TrainingSettings:
     def __post_init__(self):
         object.__setattr__(self, "augment", check_augmentations(self.augment))
         for name, known in (
-            ("head", ("sigmoid", "softmax")), ("weak", WEAK), ("loss", LOSSES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS),
+            ("model", ZOO), ("head", ("sigmoid", "softmax")), ("weak", WEAK), ("loss", LOSSES), ("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS),
             ("balance", ("none", "weights", "sampling")),
         ):  # fmt: skip
             check_known(name, getattr(self, name), tuple(known))
-        for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 1), ("fields_per_batch", 1), ("n_folds", 3), ("frozen_epochs", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"expected {name} of at least {least}, got {getattr(self, name)}: raise it")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"expected {name} of at least {least}, a whole number, got {value!r}: correct it")
         for name in ("inherit_epochs", "inherit_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"expected {name} from 0 to 1, got {getattr(self, name)}: correct it")
@@ -135,7 +141,24 @@ class TrainingSettings:
             raise ValueError(f"expected loss 'softmax' and weak 'inherit' or 'em' with head 'softmax', got {self.loss!r} and {self.weak!r}: change one of them")
         if self.head == "sigmoid" and self.loss == "softmax":
             raise ValueError("expected another loss than 'softmax' with head 'sigmoid', got it: set head to 'softmax', or the loss to 'bce'")
+        self._check_weak()
         make_loss(self.loss, label_smoothing=self.label_smoothing, **(self.loss_parameters or {}))
+        make_optimizer(self.optimizer, self.learning_rate, self.weight_decay, self.schedule, self.epochs, self.warmup, self.ema)
+        for name in self.model_parameters or {}:
+            check_known(f"parameter of {self.model}", name, [word for word in list(inspect.signature(ZOO[self.model]).parameters)[2:] if word != "head"])
+        if self.frozen_epochs and self.model not in TRANSFER:
+            raise ValueError(f"expected frozen_epochs of 0 with {self.model}, which has no backbone, got {self.frozen_epochs}: choose one of {', '.join(TRANSFER)}")
+
+    def _check_weak(self) -> None:
+        """An error if the labels of fields cannot be learned from as it is asked for."""
+        if self.weak == "inherit":
+            return
+        if round(self.epochs * self.inherit_epochs) >= self.epochs:
+            raise ValueError(f"expected epochs left for weak={self.weak!r}, got inherit_epochs={self.inherit_epochs} of {self.epochs}: lower it or raise epochs")
+        if self.weak in POOLINGS:
+            check_unmixed(self.augment)
+            if self.balance != "none":
+                raise ValueError(f"expected balance 'none' with weak={self.weak!r}, whose batches are whole fields, got {self.balance!r}: leave it out")
 
 # %% ../../nbs/65_models.recipe.ipynb #ad6b67c6
 def split_store(store: CropStore, settings: TrainingSettings) -> pd.Series:

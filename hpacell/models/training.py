@@ -26,7 +26,7 @@ from ..feed.batches import batches_of, make_batches
 from ..feed.choice import target_array
 from ..feed.gather import BatchPlan
 from ..feed.store import CropStore
-from ..files import check_local, read_json, write_json, write_table
+from ..files import check_local, fingerprint, read_json, write_json, write_table
 from ..metrics.locations import score_locations
 from .blocks import keras
 from hpacell.models.card import (
@@ -123,7 +123,8 @@ class _Training:
         """The E-step: new targets for the training cells, from what the classifier answers now."""
         if epoch == 0:  # it knows nothing yet
             return
-        feed = make_batches(self.store, query="split == 'train'", batch_size=256, shuffle=False, **self.common)
+        places = np.arange(len(self.labels))
+        feed = ([self.plan.gather(places[i : i + 256], "float32")] for i in range(0, len(places), 256))
         found = self.probabilities(feed, derived=epoch > self.weak_from)
         found = found if epoch > self.weak_from else unmix(found, self.labels)
         self.plan.targets = correct_guesses(found, self.labels, self.train["field_id"])
@@ -165,6 +166,7 @@ class _Training:
                     self.expect(start)
                 learner.fit(self.feed(start, stop), initial_epoch=start, epochs=stop, steps_per_epoch=self.steps(start), shuffle=False, verbose=0, callbacks=[ends])
                 ends.restore()
+            ends.board.close()
 
 # %% ../../nbs/68_models.training.ipynb #685bf8bb
 class _EpochEnd(keras.callbacks.Callback):
@@ -267,33 +269,52 @@ def train_classifier(
         raise ValueError(f"expected labels of fields for weak={settings.weak!r}, got labels that differ between the cells of a field: set weak to 'inherit'")
     split = store.assign(split=_without_black(store, split_store(store, settings)))
     locations = choose_locations(split.index.loc[split.index["split"] == "train", "labels"], locations)
-    folder.mkdir(parents=True, exist_ok=True)
-    job = json.loads(json.dumps({"settings": asdict(settings), "locations": locations, "store": store.manifest["checksum"], "keras": keras.__version__}))
-    if not (folder / UNFINISHED_NAME).is_file() or read_json(folder / UNFINISHED_NAME) != job:
-        _clear(folder)
-        write_json(folder / UNFINISHED_NAME, job)
+    job = _job(split, settings, locations)
+    if (former := _finished(folder, job)) is not None:
+        return former
     with _precision(settings.precision):
         keras.utils.set_random_seed(settings.seed)
         training = _Training(split, folder, settings, locations)
+        training.make_learner(training.stage(0))  # what cannot be built ends here, before anything is written
+        if not (folder / UNFINISHED_NAME).is_file() or read_json(folder / UNFINISHED_NAME) != job:
+            folder.mkdir(parents=True, exist_ok=True)
+            _clear(folder)
+            write_json(folder / UNFINISHED_NAME, job)
         print(training.plan.cache_choice, file=sys.stderr)
         training.run()
         training.model.load_weights(str(folder / CHECKPOINT_NAME))
         field_model = _fit_fields(training)
     # The classifier itself has neither optimizer nor 16-bit layers.
     model = make_classifier(settings.model, store.shape, len(locations), settings.head, fresh=True, **(settings.model_parameters or {}))
-    model.set_weights(_plain_weights(training.model))
-    trained = save_classifier(model, _card(training) | {"field_model": field_model}, folder)
-    _clear(folder, (CHECKPOINT_NAME, UNFINISHED_NAME, STATE_NAME, "state-*.weights.h5", "partial.*"))
+    model.set_weights(training.model.get_weights())
+    trained = save_classifier(model, _card(training) | {"field_model": field_model, "job": job}, folder)
+    _clear(folder, (UNFINISHED_NAME, STATE_NAME, CHECKPOINT_NAME, "state-*.weights.h5", "partial.*"))
     return trained
 
 # %% ../../nbs/68_models.training.ipynb #b5823b36
-def _plain_weights(model) -> list[np.ndarray]:
-    """Weights without the states of random numbers."""
-    return [np.asarray(weight) for weight in model.weights]
+def _job(store: CropStore, settings: TrainingSettings, locations: Sequence[str]) -> dict:
+    """What makes two trainings the same one: settings, crops, and which field stands on which side."""
+    sides = store.index[["field_id", "split"]].drop_duplicates().to_csv(index=False)
+    job = {
+        "settings": asdict(settings), "locations": locations, "store": store.manifest["checksum"], "sides": fingerprint(sides), "keras": keras.__version__,
+    }  # fmt: skip
+    return json.loads(json.dumps(job))
 
 # %% ../../nbs/68_models.training.ipynb #7eda1c60
+def _finished(folder: Path, job: dict) -> TrainedClassifier | None:
+    """The classifier of the same training, if it was stopped between its end and its scores."""
+    try:
+        found = load_classifier(folder)
+    except (OSError, ValueError):
+        return None
+    if found.card.get("job") != job or found.card.get("scores"):
+        return None
+    print(f"was trained before, but not scored: {folder}", file=sys.stderr)
+    return found
+
+# %% ../../nbs/68_models.training.ipynb #a4372a3b
 def _clear(folder: Path, patterns: Sequence[str] = (UNFINISHED_NAME, STATE_NAME, CHECKPOINT_NAME, "log.csv", "state-*.weights.h5", "partial.*", "tensorboard")) -> None:
-    """Remove what trainings leave in a folder, the mark first or last as named."""
+    """Remove what trainings leave in a folder, in this order: without its mark a folder is finished."""
     for path in (path for pattern in patterns for path in folder.glob(pattern)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

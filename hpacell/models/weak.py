@@ -8,13 +8,14 @@ __all__ = ['FIELD_WEIGHTS', 'unmix', 'correct_guesses', 'pool_cells', 'derive_ne
 
 # %% ../../nbs/67_models.weak.ipynb #a17b42f0
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from keras import ops
 
 from ..metrics.calibration import Calibration, fit_calibration
 from .blocks import keras, layers
+from .card import NEGATIVE, with_derived_negative
 from .recipe import POOLINGS
 from ..vocabulary import check_known
 
@@ -60,15 +61,12 @@ def correct_guesses(probabilities: np.ndarray, labels: np.ndarray, fields: Seque
     """
     p = np.clip(np.asarray(probabilities, np.float64), 1e-6, 1 - 1e-6) * np.asarray(labels)
     any_location = 1 - np.prod(1 - p, axis=1, keepdims=True)
-    p = p / np.maximum(any_location, _LEAST)
+    p = p / np.maximum(any_location, 1e-12)
     codes = np.unique(np.asarray(fields), return_inverse=True)[1]
     none = np.zeros((codes.max(initial=-1) + 1, p.shape[1]))
     np.add.at(none, codes, np.log1p(-np.minimum(p, 1 - 1e-9)))
     any_cell = -np.expm1(none)[codes]
-    return np.minimum(p / np.maximum(any_cell, _LEAST), 1).astype(np.float32)
-
-# %% ../../nbs/67_models.weak.ipynb #9214e935
-_LEAST = 0.02  # nothing is made more than fifty times as likely by one step
+    return np.minimum(p / np.maximum(any_cell, 1e-12), 1).astype(np.float32)
 
 # %% ../../nbs/67_models.weak.ipynb #3729bfe7
 def pool_cells(logits, members, pooling: str, sharpness: float = 1.0, attention=None):
@@ -389,4 +387,5 @@ def join_fields(card: Mapping, probabilities: np.ndarray, fields: Sequence) -> n
     """
     if not card.get("field_model"):
         return probabilities
-    return FieldModel.from_json(card["field_model"]).answer(probabilities, fields)
+    answers = FieldModel.from_json(card["field_model"]).answer(probabilities, fields)
+    return with_derived_negative(answers, card["locations"].index(NEGATIVE)) if card.get("derived_negative") else answers

@@ -157,9 +157,22 @@ def _read_run(path: Path) -> ComparedRun:
     training = steps.get("train_classifier", {}).get("values") or fill_in(params.get("train_classifier", {}), run=path)
     return ComparedRun(
         path.name, path, status, failed[0] if failed else "", _all_parameters(params, path),
-        {file.stem.removeprefix("metrics_"): read_json(file) for file in sorted(path.glob("metrics_*.json"))},
+        _metrics_of(path),
         sum(entry.get("seconds", 0) for entry in steps.values()), training,
     )  # fmt: skip
+
+# %% ../../nbs/96_pipeline.comparison.ipynb #1d2a15b6
+def _metrics_of(path: Path) -> dict[str, dict]:
+    """What the steps of a run measured; a damaged file counts as none."""
+    found = {}
+    for file in sorted(path.glob("metrics_*.json")):
+        try:
+            content = read_json(file)
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict):
+            found[file.stem.removeprefix("metrics_")] = content
+    return found
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #8f4c78fa
 def _all_parameters(params: Mapping[str, Mapping], path: Path) -> dict[str, object]:

@@ -219,7 +219,7 @@ class _Running:
     @classmethod
     def begin(cls, job: Job, environment: Mapping[str, str]) -> "_Running":
         """Start it in a session of its own, where a Ctrl-C meant for us does not reach it, with a pipe that ends it with us."""
-        with open(job.log, "ab") as log:
+        with open(job.log, "wb") as log:
             process = subprocess.Popen(
                 job.command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment}
             )

@@ -135,29 +135,44 @@ def _make_point(name: str, values: Mapping[str, object], steps: Mapping[str, dic
         except ValueError as error:
             raise ValueError(f"{params}, under 'sweep:': {str(error).replace('-p ', '')}") from None
         for step, parameter in targets:
+            if (step, parameter) in varied:
+                raise ValueError(f"{params}: expected each parameter once under 'sweep:', got {step}.{parameter} under two names: remove one")
             made[step][parameter] = value
             varied.add((step, parameter))
+    if "train_classifier" in made:  # the notebook's default is one folder for all
+        made["train_classifier"].setdefault("model_folder", "{run}/model")
     for step in {step for step, _ in varied}:
         check_parameters(step, made[step])
     safe = re.sub(r"[^\w.,=+-]+", "-", name).strip("-.,") or "point"
     return SweepPoint(safe if len(safe) <= 80 else f"{safe[:70]}-{fingerprint(name)[:8]}", made), varied
 
 # %% ../../nbs/89_pipeline.points.ipynb #f4e3bd49
+def _plain(value: object) -> object:
+    """The same with texts as keys, as JSON wants them; YAML makes dates and numbers of some."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+# %% ../../nbs/89_pipeline.points.ipynb #af467f50
 def _words_of(values: Mapping[str, object]) -> list[str]:
     """What tells a run from the others, for its name: a text by itself, other values with their key."""
     words = []
     for key, value in values.items():
-        text = json.dumps(value, default=str) if isinstance(value, (dict, list)) else str(value)
+        text = json.dumps(_plain(value), default=str) if isinstance(value, (dict, list)) else str(value)
         words.append(text if isinstance(value, str) and value and "/" not in value else f"{str(key).rpartition('.')[2]}={text}")
     return words
 
-# %% ../../nbs/89_pipeline.points.ipynb #af467f50
+# %% ../../nbs/89_pipeline.points.ipynb #fedefb3a
 def _check_points(points: Sequence[tuple[SweepPoint, set]], given: Sequence[tuple[str, str]], params: str | Path) -> None:
     """An error if two runs have one name, or the command line sets what the sweep varies."""
     names = [point.name for point, _ in points]
     for name in names:
         if names.count(name) > 1 or name == SHARED:
             raise ValueError(f"{params}: expected runs with names of their own, got {name!r} {'twice' if name != SHARED else 'for one'}: give each a 'name:'")
+    folders = [str(values["model_folder"]) for point, _ in points for step, values in point.steps.items() if step == "train_classifier"]
+    for folder in folders:
+        if folders.count(folder) > 1 and "{run}" not in folder:
+            raise ValueError(f'{params}: expected a folder for the model of each run, got {folder!r} for {folders.count(folder)}: write model_folder: "{{run}}/model"')
     for step, parameter in given:
         if any((step, parameter) in varied for _, varied in points):
             raise ValueError(f"expected -p for what the sweep leaves alone, got {parameter}, which it varies: change it in {params}")

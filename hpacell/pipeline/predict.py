@@ -22,6 +22,7 @@ from ..figures.overlays import write_overlay
 from ..files import check_local, make_folder, write_table
 from ..metrics.submission import check_locations, write_submission
 from ..models.card import TrainedClassifier, load_classifier
+from ..models.weak import join_fields
 from .engine import map_items, workers_of
 from .extract import ExtractReport, ExtractSettings, extract_fields
 from ..progress import progress
@@ -69,7 +70,8 @@ def predict_store(classifier: TrainedClassifier, store: CropStore, batch_size: i
     Returns
     -------
     DataFrame
-        One row per cell; probabilities float32 in [0, 1].
+        One row per cell; probabilities float32 in [0, 1]. Where the classifier has a field model, they are those of the
+        cell joined with those of its field.
 
     Raises
     ------
@@ -82,7 +84,8 @@ def predict_store(classifier: TrainedClassifier, store: CropStore, batch_size: i
     for start in progress(starts, len(starts), "predict", unit="batch") if starts else ():
         parts.append(classifier.predict(store.crops(np.arange(start, min(start + batch_size, len(store))))))
     names = [f"p_{location}" for location in classifier.locations]
-    probabilities = pd.DataFrame(np.concatenate(parts), columns=names, index=store.index.index)
+    answers = join_fields(classifier.card, np.concatenate(parts), store.index["field_id"])
+    probabilities = pd.DataFrame(answers, columns=names, index=store.index.index)
     return pd.concat([store.index, probabilities], axis=1)
 
 # %% ../../nbs/92_pipeline.predict.ipynb #ad60df9f

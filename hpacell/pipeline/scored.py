@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..feed.choice import target_array
 from ..files import read_table
-from ..vocabulary import encode_labels
 
 # %% ../../nbs/91_pipeline.scored.ipynb #3d6ce39e
 TRUE, INHERITED = "the true locations of the cells", "the labels of the fields"
@@ -87,7 +87,7 @@ def read_test_cells(path: str | Path) -> ScoredCells:
     labels = frame["true_labels" if kind == TRUE else "labels"].fillna("").astype(str)
     learned = ["|".join(name for name in text.split("|") if name in locations) for text in labels]
     named = [name for name in ("field_id", "cell_id", "labels", "true_labels") if name in frame]
-    return ScoredCells(frame[named], encode_labels(learned, locations) > 0, frame[columns].to_numpy(np.float64), locations, kind)
+    return ScoredCells(frame[named], target_array(pd.DataFrame({"labels": learned}), locations) > 0, frame[columns].to_numpy(np.float64), locations, kind)
 
 # %% ../../nbs/91_pipeline.scored.ipynb #117a8b72
 def drawn_precisions(truth: np.ndarray, pred: np.ndarray, weights: np.ndarray) -> np.ndarray:
