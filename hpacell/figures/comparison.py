@@ -75,6 +75,9 @@ def figure_run_scores(table: pd.DataFrame, score: str = "score") -> go.Figure:
     return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(title="mean average precision")
 
 # %% ../../nbs/85_figures.comparison.ipynb #7194afe5
+_NAMES = {"ap": "mean average precision"}
+
+# %% ../../nbs/85_figures.comparison.ipynb #05f006f9
 def figure_learning_curves(logs: Mapping[str, pd.DataFrame], metrics: Sequence[str] = ("val_loss", "val_ap")) -> go.Figure:
     """Training logs of several runs, one panel for each metric.
 
@@ -98,7 +101,7 @@ def figure_learning_curves(logs: Mapping[str, pd.DataFrame], metrics: Sequence[s
     known = [metric for metric in metrics if any({"epoch", metric} <= set(log.columns) for log in logs.values())]
     if not known:
         raise ValueError(f"expected logs with 'epoch' and one of {', '.join(metrics)}, got {len(logs)} without: give the log.csv of trainings")
-    titles = [metric.removeprefix("val_").replace("_", " ") + (" on held-out fields" if metric.startswith("val_") else "") for metric in known]
+    titles = [_NAMES.get(metric.removeprefix("val_"), metric.removeprefix("val_").replace("_", " ")) + (" on held-out fields" if metric.startswith("val_") else "") for metric in known]
     figure = make_subplots(len(known), 1, subplot_titles=titles, vertical_spacing=0.16, shared_xaxes=True)
     for number, (run, log) in enumerate(logs.items()):
         for row, metric in enumerate(known, 1):

@@ -204,7 +204,7 @@ class _EpochEnd(keras.callbacks.Callback):
         for name in LOG_COLUMNS[1:]:
             self.board.add_scalar(name, state["log"][-1][name], epoch)
         self.board.flush()
-        self.model.stop_training = state["wait"] >= training.settings.patience
+        self.model.stop_training |= state["wait"] >= training.settings.patience
 
     def keep(self, name: str) -> None:
         """Write the state; what was there before goes only then."""
