@@ -19,6 +19,7 @@ from hpacell.models.card import CARD_KEYS, find_classifier, load_classifier, sav
 from hpacell.models.evaluation import evaluate_classifier
 from hpacell.models.training import TrainingSettings, split_store, train_classifier
 from hpacell.models.zoo import ZOO, make_classifier
+from hpacell.pipeline.predict import predict_store
 
 CHANNELS = ("microtubules", "protein", "nucleus", "er")
 SETTINGS = TrainingSettings(
@@ -204,6 +205,47 @@ def test_a_training_goes_on_as_if_nothing_had_happened(store, tmp_path, monkeypa
     assert sorted(os.listdir(tmp_path / "stopped")) == ["card.json", "log.csv", "model.weights.h5", "tensorboard"]
 
 
+def test_predictions_are_the_answers_that_were_scored(store, tmp_path):
+    trained = train_classifier(store, tmp_path / "a", replace(SMALL, weak="em"))
+    evaluate_classifier(trained, store)
+    scored = pd.read_parquet(tmp_path / "a" / "test_cells.parquet")
+    answers = predict_store(load_classifier(tmp_path / "a"), store)
+    answers = answers[answers["field_id"].isin(trained.card["data"]["fields"]["test"])].reset_index(drop=True)
+    columns = [name for name in scored if name.startswith("p_")]
+    np.testing.assert_allclose(answers[columns], scored[columns], atol=1e-6)
+    others = answers[["p_cytosol", "p_nucleoli"]].to_numpy()
+    np.testing.assert_allclose(answers["p_negative"], np.prod(1 - others, axis=1), atol=1e-6)
+
+
+def test_a_changed_split_is_another_training(store, tmp_path, monkeypatch, capsys):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("a,b\nf0,f1\n")
+    settings = replace(SMALL, epochs=2, duplicates=str(pairs))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stopping_at(patch, 1, False)
+        train_classifier(store, tmp_path / "a", settings)
+    pairs.write_text("a,b\n" + "".join(f"f{i},f{i + 1}\n" for i in range(0, 28, 2)))
+    fields = train_classifier(store, tmp_path / "a", settings).card["data"]["fields"]
+    assert "goes on" not in capsys.readouterr().err
+    for i in range(0, 28, 2):
+        assert sum({f"f{i}", f"f{i + 1}"} <= set(ids) for ids in fields.values()) == 1
+
+
+def test_what_cannot_be_trained_leaves_the_folder_as_it_is(store, tmp_path, monkeypatch, capsys):
+    settings = replace(SMALL, epochs=1)
+    first = train_classifier(store, tmp_path / "a", settings)
+    before = sorted(os.listdir(tmp_path / "a"))
+    with pytest.raises(ValueError, match="expected at least one, got|as many kernels as filters"):
+        train_classifier(store, tmp_path / "a", replace(settings, model_parameters={"filters": (4, 8), "kernels": (3,)}))
+    assert sorted(os.listdir(tmp_path / "a")) == before and load_classifier(tmp_path / "a").card["weights_blake2b"] == first.card["weights_blake2b"]
+    capsys.readouterr()
+    again = train_classifier(store, tmp_path / "a", settings)  # stopped before it was scored
+    assert "was trained before, but not scored" in capsys.readouterr().err and again.card["weights_blake2b"] == first.card["weights_blake2b"]
+    evaluate_classifier(again, store)
+    train_classifier(store, tmp_path / "a", settings)  # asked for once more
+    assert "was trained before" not in capsys.readouterr().err
+
+
 def test_another_training_begins_anew(store, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stopping_at(patch, 2, False)
@@ -353,7 +395,13 @@ def test_models_are_whole(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"epochs": 0}, "epochs of at least 1"), ({"test_fold": 5}, "test_fold from 0 to 4"), ({"augment": ("flipp",)}, "did you mean 'flip'")],
+    [
+        ({"epochs": 0}, "epochs of at least 1"), ({"epochs": 2.5}, "epochs of at least 1, a whole number, got 2.5"), ({"test_fold": 5}, "test_fold from 0 to 4"),
+        ({"augment": ("flipp",)}, "did you mean 'flip'"), ({"model": "batch_nrm"}, "did you mean 'batch_norm'"), ({"model_parameters": {"filter": 3}}, "did you mean 'filters'"),
+        ({"learning_rate": -1.0}, "learning_rate of at least 0"), ({"ema": 1.0}, "ema of at least 0"), ({"seed": -1}, "seed of at least 0"),
+        ({"frozen_epochs": 1}, "which has no backbone"), ({"weak": "max", "balance": "weights"}, "expected balance 'none'"),
+        ({"weak": "em", "inherit_epochs": 1.0}, "expected epochs left for weak='em'"), ({"weak": "lse", "augment": ("mixup",)}, "which mixes cells of several fields"),
+    ],
 )
 def test_wrong_settings(change, message):
     with pytest.raises(ValueError, match=message):

@@ -51,7 +51,7 @@ def true_labels(index: pd.DataFrame, truth: str | Path, iou: float = 0.5) -> pd.
     FileNotFoundError
         The folder has no ``cells.csv``.
     ValueError
-        The table lacks a column, or a label image is damaged or of another size than the field.
+        A table lacks a column, or a label image is damaged or of another size than the field.
     """
     table = join_path(truth, "cells.csv")
     if not path_exists(table):
@@ -66,6 +66,8 @@ def true_labels(index: pd.DataFrame, truth: str | Path, iou: float = 0.5) -> pd.
     for field_id, cells in index.groupby("field_id", sort=False):
         path = join_path(truth, f"{field_id}_cells.png")
         if path_exists(path):
+            if "rle" not in cells:
+                raise ValueError(f"{path}: expected cells with masks (a column rle) to compare with it, got none: leave out the truth, or extract from fields")
             image = _read_label_image(path)
             try:
                 pred = decode_labels_rle(list(cells["rle"]), image.shape, list(cells["cell_id"]))

@@ -158,8 +158,6 @@ def evaluate_classifier(
         kinds = {"cells_labelled": (labels, answers, ids)}
     else:
         kinds = {"cells_inherited": (labels, answers, ids), "fields": _by_field(classifier, labels, alone, ids)}
-    if truth and "rle" not in cells:
-        raise ValueError(f"{store.folder}: expected cells with masks (a column rle) to find their true locations, got none: leave out the truth, or extract from fields")
     cells["true_labels"] = true_labels(cells, truth) if truth else pd.Series(pd.NA, index=cells.index, dtype="str")
     known = cells["true_labels"].notna().to_numpy()
     if known.any():
