@@ -67,11 +67,13 @@ def score(name: str, weak: str, seed: int, work: Path) -> dict:
 def compare(rows: list[dict]) -> pd.DataFrame:
     """Means over the seeds, and how far each stands above the baseline."""
     table = pd.DataFrame(rows).drop(columns="locations")
-    scores = ["alone_average_precision", "answer_average_precision", "alone_f1", "answer_f1", "calibration_error", "seconds"]
-    means = table.groupby(["set", "weak"], sort=False)[scores].mean()
-    means.insert(0, "n_seeds", table.groupby(["set", "weak"], sort=False).size())
-    baseline = means["alone_average_precision"].xs("inherit", level="weak") if "inherit" in means.index.get_level_values("weak") else pd.Series(dtype=float)
-    means["above_inherit"] = means["answer_average_precision"] - means.index.get_level_values("set").map(baseline).to_numpy(float)
+    baseline = table[table["weak"] == "inherit"].set_index(["set", "seed"])["alone_average_precision"]
+    of_seed = baseline.reindex(pd.MultiIndex.from_frame(table[["set", "seed"]])).to_numpy()
+    table["above_inherit"] = table["answer_average_precision"] - of_seed  # the baseline of the same split
+    scores = ["alone_average_precision", "answer_average_precision", "above_inherit", "alone_f1", "answer_f1", "calibration_error", "seconds"]
+    groups = table.groupby(["set", "weak"], sort=False)
+    means = groups[scores].mean()
+    means.insert(0, "n_seeds", groups.size())
     return means.round(4)
 
 

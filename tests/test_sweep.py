@@ -67,18 +67,25 @@ def test_a_grid(tmp_path):
     plan = read_sweep(written(tmp_path, GRID), ["epochs=5", "crop_size=32"])
     assert [point.name for point in plan.points] == [f"{model},seed={seed}" for model in ("batch_norm", "conv_basic") for seed in (0, 1, 2)]
     assert plan.points[4].steps == {
-        "train_classifier": {"store": "{sweep}/shared/store", "epochs": 5, "model": "conv_basic", "seed": 1}, "predict": {"model": "{run}/model"}
+        "train_classifier": {"store": "{sweep}/shared/store", "epochs": 5, "model": "conv_basic", "seed": 1, "model_folder": "{run}/model"}, "predict": {"model": "{run}/model"}
     }  # fmt: skip
     assert plan.shared == {"extract": {"store": "{run}/store", "crop_size": 32}} and plan.name == "zoo"
     again = read_sweep(written(tmp_path, yaml.safe_dump(plan.content, sort_keys=False), "again.yaml"))
     assert (again.points, again.shared) == (plan.points, plan.shared)
 
 
+def test_runs_that_would_mix(tmp_path):
+    with pytest.raises(ValueError, match="expected each parameter once under 'sweep:', got train_classifier.seed under two names"):
+        read_sweep(written(tmp_path, "workflows: {train_classifier: {epochs: 3}}\nsweep: {train_classifier.seed: [1, 2], seed: [3]}\n"))
+    with pytest.raises(ValueError, match="expected a folder for the model of each run, got 'a' for 2: write model_folder"):
+        read_sweep(written(tmp_path, "workflows: {train_classifier: {epochs: 3, model_folder: a}}\nsweep: {seed: [1, 2]}\n"))
+
+
 def test_points_alone_and_with_a_grid(tmp_path):
     base = "workflows: {train_classifier: {epochs: 3}}\nsweep:\n"
     alone = read_sweep(written(tmp_path, base + "- {name: small, model_parameters: {filters: [8]}, learning_rate: 0.01}\n- {model: batch_norm}\n- {model_parameters: {filters: [16]}}\n"))
     assert [point.name for point in alone.points] == ["small", "batch_norm", "model_parameters=-filters-16"]
-    assert alone.points[0].steps["train_classifier"] == {"epochs": 3, "model_parameters": {"filters": [8]}, "learning_rate": 0.01}
+    assert alone.points[0].steps["train_classifier"] == {"epochs": 3, "model_parameters": {"filters": [8]}, "learning_rate": 0.01, "model_folder": "{run}/model"}
     both = read_sweep(written(tmp_path, base + "  points: [{name: a, epochs: 1}, {name: b, epochs: 2}]\n  augment: [[], [flip]]\n"))
     assert [point.steps["train_classifier"]["augment"] for point in both.points] == [[], ["flip"]] * 2
     assert len({point.name for point in both.points}) == 4
@@ -135,7 +142,7 @@ def test_a_sweep_is_no_run(tmp_path, capsys):
 
 def test_the_zoo(root):
     plan = read_sweep(root / "params" / "zoo.yaml")
-    assert len(plan.points) == 10 and list(plan.shared) == ["simulate", "extract"]
+    assert len(plan.points) == 9 and list(plan.shared) == ["simulate", "extract"]
     assert len({json.dumps({**point.steps["train_classifier"], "model": "", "model_parameters": ""}) for point in plan.points}) == 1, "the same data and seed"
 
 
