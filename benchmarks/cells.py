@@ -102,7 +102,7 @@ def score(data: Path, place: Path, view: str, epochs: int, pictures: Path | None
     for fold in SCORE_FOLDS:
         classifier, seconds = train(store, place / f"scored-{fold}", fold, epochs)
         evaluation = evaluate_classifier(classifier, store, n_bootstrap=DRAWS)
-        summary, table = evaluation.summaries["cells_labelled"], evaluation.tables["cells_inherited"]
+        summary, table = evaluation.summaries["cells_labelled"], evaluation.tables["cells_labelled"]
         rows = rows_of(store, "test", fold, epochs)
         wrong = wrong_cells(store, classifier, rows)
         pooled.append((rows, classifier.predict(store.crops(rows))))
