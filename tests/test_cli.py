@@ -367,3 +367,10 @@ def test_bits_are_passed_on_only_when_given(monkeypatch):
     monkeypatch.setitem(sys.modules, "hpacell.pipeline.extract", types.SimpleNamespace(ExtractSettings=lambda **settings: given.append(settings), extract_fields=failing(ValueError("far enough"))))
     assert main(["extract", "a", "--out", "b"]) == main(["extract", "a", "--out", "b", "--bits", "12"]) == 2
     assert "bits" not in given[0] and given[1]["bits"] == 12
+
+
+def test_the_words_for_weak_are_those_of_the_recipes():
+    from hpacell.arguments import WEAK
+    from hpacell.models import recipe
+
+    assert WEAK == recipe.WEAK

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEGATIVE', 'WEIGHTS_NAME', 'CARD_NAME', 'CHECKPOINT_NAME', 'UNFINISHED_NAME', 'CARD_KEYS', 'TrainedClassifier',
-           'with_derived_negative', 'save_classifier', 'find_classifier', 'load_classifier']
+           'with_derived_negative', 'write_weights', 'save_classifier', 'find_classifier', 'load_classifier']
 
 # %% ../../nbs/66_models.card.ipynb #b2ac1d81
 import os
@@ -106,6 +106,21 @@ CARD_KEYS = (
 )  # fmt: skip
 
 # %% ../../nbs/66_models.card.ipynb #ed6a4e2d
+def write_weights(model, path: str | Path) -> None:
+    """Write weights, and the optimizer's state if there is one, whole or not at all.
+
+    Parameters
+    ----------
+    model : keras.Model
+        What has them.
+    path : path
+        Local file, ``*.weights.h5``.
+    """
+    partial = Path(path).with_name(f"partial.{os.getpid()}.weights.h5")  # keras insists on this suffix
+    model.save_weights(str(partial))
+    os.replace(partial, path)
+
+# %% ../../nbs/66_models.card.ipynb #3eb34164
 def save_classifier(model, card: dict, folder: str | Path) -> TrainedClassifier:
     """Write weights and card.
 
@@ -125,10 +140,8 @@ def save_classifier(model, card: dict, folder: str | Path) -> TrainedClassifier:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"partial.{os.getpid()}.weights.h5"  # keras insists on this suffix
-    model.save_weights(str(partial))
-    card = {**card, "weights_blake2b": fingerprint(partial.read_bytes())}
-    os.replace(partial, folder / WEIGHTS_NAME)
+    write_weights(model, folder / WEIGHTS_NAME)
+    card = {**card, "weights_blake2b": fingerprint((folder / WEIGHTS_NAME).read_bytes())}
     write_json(folder / CARD_NAME, card)
     return TrainedClassifier(model, card, str(folder))
 

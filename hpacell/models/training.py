@@ -30,7 +30,8 @@ from ..files import check_local, fingerprint, read_json, write_json, write_table
 from ..metrics.locations import score_locations
 from .blocks import keras
 from hpacell.models.card import (
-    CHECKPOINT_NAME, NEGATIVE, UNFINISHED_NAME, TrainedClassifier, load_classifier, save_classifier, with_derived_negative,
+    CARD_NAME, CHECKPOINT_NAME, NEGATIVE, UNFINISHED_NAME, TrainedClassifier, find_classifier, load_classifier, save_classifier,
+    with_derived_negative, write_weights,
 )  # fmt: skip
 from .objectives import make_loss, make_optimizer
 from .recipe import TrainingSettings, choose_locations, labels_fields, split_store
@@ -60,7 +61,12 @@ class _Training:
         self.common = {"locations": locations, "seed": settings.seed}
         self.plan = BatchPlan(store, query="split == 'train'", batch_size=settings.batch_size, balance=settings.balance, **self.common)
         self.labels = self.plan.targets
+        self.of_fields = labels_fields(store.index)
         self.train, self.valid = (store.index[store.index["split"] == side].reset_index(drop=True) for side in ("train", "valid"))
+        self.truth = target_array(self.valid, locations)
+        self.codes = pd.factorize(self.valid["field_id"])[0]
+        self.first = np.unique(self.codes, return_index=True)[1]  # a cell of each validation field
+        self.bag_steps = -(-self.train["field_id"].nunique() // settings.fields_per_batch)
         self.valid_feed = make_batches(store, query="split == 'valid'", batch_size=256, shuffle=False, **self.common)
         self.model = make_classifier(settings.model, store.shape, len(locations), "logits", **(settings.model_parameters or {}))
         self.state = {"epoch": 0, "stage": None, "best": -1.0, "best_epoch": 0, "wait": 0, "log": []}
@@ -72,7 +78,7 @@ class _Training:
 
     def steps(self, epoch: int) -> int:
         """Batches in an epoch."""
-        return -(-self.train["field_id"].nunique() // self.settings.fields_per_batch) if self.pooled and epoch >= self.weak_from else self.plan.steps
+        return self.bag_steps if self.pooled and epoch >= self.weak_from else self.plan.steps
 
     def passes(self) -> Iterator[tuple[int, int]]:
         """First epoch and end of each stretch with one stage and, with "em", the same targets."""
@@ -131,11 +137,10 @@ class _Training:
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Loss of the cells of the validation fields, and mean average precision of what carries exact labels."""
-        found, truth = self.probabilities(self.valid_feed, derived=epoch >= self.weak_from), target_array(self.valid, self.locations)
+        found, truth = self.probabilities(self.valid_feed, derived=epoch >= self.weak_from), self.truth
         likely = np.clip(np.where(truth > 0, found, 1 - found), 1e-7, 1)
-        if labels_fields(self.store.index):
-            codes = pd.factorize(self.valid["field_id"])[0]
-            truth, found = truth[np.unique(codes, return_index=True)[1]], pool_probabilities(found, codes)
+        if self.of_fields:
+            truth, found = truth[self.first], pool_probabilities(found, self.codes)
         return {"val_loss": float(-np.log(likely).mean()), "val_ap": float(score_locations(truth, found, self.locations)["average_precision"].fillna(0).mean())}
 
     def resume(self) -> tuple:
@@ -196,7 +201,7 @@ class _EpochEnd(keras.callbacks.Callback):
         state["epoch"], state["wait"] = epoch + 1, state["wait"] + 1
         if row["val_ap"] > state["best"]:
             state.update(best=row["val_ap"], best_epoch=epoch, wait=0)
-            _save_weights(training.model, training.folder / CHECKPOINT_NAME)
+            write_weights(training.model, training.folder / CHECKPOINT_NAME)
         self.restore()
         state["log"].append(row | {"seconds": round(time.monotonic() - self.started, 2)})
         self.keep(f"state-{epoch + 1}.weights.h5")
@@ -209,7 +214,7 @@ class _EpochEnd(keras.callbacks.Callback):
     def keep(self, name: str) -> None:
         """Write the state; what was there before goes only then."""
         folder, state = self.training.folder, self.training.state
-        _save_weights(self.model, folder / name)
+        write_weights(self.model, folder / name)
         former, state["weights"] = state.get("weights"), name
         write_table(folder / "log.csv", pd.DataFrame(state["log"], columns=LOG_COLUMNS))
         write_json(folder / STATE_NAME, state)
@@ -226,13 +231,6 @@ class _EpochEnd(keras.callbacks.Callback):
         """Put the weights back that the optimizer goes on with; `fit` leaves the average."""
         for variable, value in zip(self.model.trainable_variables, self.plain or (), strict=bool(self.plain)):
             variable.assign(value)
-
-# %% ../../nbs/68_models.training.ipynb #ec6b0ac4
-def _save_weights(model, path: Path) -> None:
-    """Save weights, and the optimizer's state if there is one, whole or not at all."""
-    partial = path.with_name(f"partial.{os.getpid()}.weights.h5")  # keras insists on this suffix
-    model.save_weights(str(partial))
-    os.replace(partial, path)
 
 # %% ../../nbs/68_models.training.ipynb #f461e31d
 def train_classifier(
@@ -304,10 +302,11 @@ def _job(store: CropStore, settings: TrainingSettings, locations: Sequence[str])
 def _finished(folder: Path, job: dict) -> TrainedClassifier | None:
     """The classifier of the same training, if it was stopped between its end and its scores."""
     try:
+        card = read_json(find_classifier(folder) / CARD_NAME)
+        if card.get("job") != job or card.get("scores"):
+            return None
         found = load_classifier(folder)
-    except (OSError, ValueError):
-        return None
-    if found.card.get("job") != job or found.card.get("scores"):
+    except (OSError, ValueError, AttributeError):
         return None
     print(f"was trained before, but not scored: {folder}", file=sys.stderr)
     return found
@@ -345,11 +344,10 @@ def _without_black(store: CropStore, sides: pd.Series) -> pd.Series:
 # %% ../../nbs/68_models.training.ipynb #9eaf3b30
 def _fit_fields(training: _Training) -> dict | None:
     """The field model for the card; none where labels are those of cells."""
-    if not labels_fields(training.store.index):
+    if not training.of_fields:
         return None
-    found, valid = training.probabilities(training.valid_feed, derived=training.negative is not None), training.valid
-    first = ~valid["field_id"].duplicated().to_numpy()
-    return fit_field_model(found, valid["field_id"], target_array(valid, training.locations)[first], training.locations).to_json()
+    found = training.probabilities(training.valid_feed, derived=training.negative is not None)
+    return fit_field_model(found, training.valid["field_id"], training.truth[training.first], training.locations).to_json()
 
 # %% ../../nbs/68_models.training.ipynb #69589e4f
 def _card(training: _Training) -> dict:
@@ -360,7 +358,7 @@ def _card(training: _Training) -> dict:
     return {
         "kind": "classifier", "model": settings.model, "model_parameters": settings.model_parameters or {}, "head": settings.head,
         "crop_shape": list(store.shape), "channels": list(store.channels), "locations": list(training.locations),
-        "derived_negative": training.negative is not None, "labels": "fields" if labels_fields(store.index) else "cells",
+        "derived_negative": training.negative is not None, "labels": "fields" if training.of_fields else "cells",
         "crop_parameters": store.manifest["parameters"], "training": asdict(settings), "keras": keras.__version__,
         "best_epoch": training.state["best_epoch"], "seconds": round(sum(row["seconds"] for row in training.state["log"]), 1),
         "data": {

@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 
 from ..files import fingerprint, read_json, write_atomic
+from .engine import workers_of
 from .jobs import NEED, Job, Outcome, end_with_parent, run_jobs, thread_environment
 from .points import SHARED, SweepPlan, read_sweep
 from .runs import RunError, fill_in, is_alive, new_folder, run, time_now
@@ -236,7 +237,7 @@ def _run_points(plan: SweepPlan, folder: Path, record: dict, made_from: str, wor
         _write(folder / "sweep.json", record)
 
     most = max(1, min(most_at_once(workers), len(jobs)))
-    threads = max(1, (os.cpu_count() or 1) // most)
+    threads = max(1, workers_of(0, range(sys.maxsize)) // most)
     run_jobs(jobs, most, {PROGRESS_VARIABLE: os.devnull, **thread_environment(threads)}, need, started, ended)
 
 # %% ../../nbs/95_pipeline.sweep.ipynb #bc8e362c
@@ -257,7 +258,7 @@ def most_at_once(workers: int = 0, devices: str | Path = "/proc/driver/nvidia/gp
     """
     if workers > 0:
         return workers
-    return 1 if Path(devices).is_dir() and any(Path(devices).iterdir()) else os.cpu_count() or 1
+    return 1 if Path(devices).is_dir() and any(Path(devices).iterdir()) else workers_of(0, range(sys.maxsize))
 
 # %% ../../nbs/95_pipeline.sweep.ipynb #a059b151
 def _ending(folder: Path) -> dict:
