@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -11,6 +12,10 @@ from hypothesis import strategies as st
 
 from hpacell.feed import augment
 from hpacell.feed.augment import AUGMENTATIONS, check_augmentations, make_augmenter, tf
+from hpacell.feed.batches import batches_of
+from hpacell.feed.gather import BatchPlan
+from hpacell.feed.pixels import multiply_crops, smooth_crops, turn_crops, warp_crops
+from hpacell.feed.writer import StoreWriter
 
 PLACES, MIXES = ("rotate", "translate", "zoom"), ("cutmix", "mixup", "mosaic")
 SEED = tf.constant([3, 4])
@@ -156,7 +161,7 @@ SMOOTH = np.repeat(np.random.default_rng(0).uniform(0, 255, (3, 6, 6, 5)).astype
 def test_rotations_are_those_of_keras_cv(keras_cv, monkeypatch):
     angles = [0.3, -2.0, 3.1]
     known_matrices(monkeypatch, [angles])
-    found = augment._warp(SMOOTH, augment._rotate(tf.shape(SMOOTH), SEED, 180).numpy())
+    found = warp_crops(SMOOTH, augment._rotate(tf.shape(SMOOTH), SEED, 180).numpy())
     layer = keras_cv.layers.RandomRotation(0.5, fill_mode="constant")
     expected = layer.augment_images(SMOOTH, {"angles": tf.constant(angles)})
     np.testing.assert_allclose(found, expected, atol=0.05)
@@ -165,7 +170,7 @@ def test_rotations_are_those_of_keras_cv(keras_cv, monkeypatch):
 def test_shifts_are_those_of_keras_cv(keras_cv, monkeypatch):
     across, down = [0.1, -0.2, 0.03], [0.05, 0.1, -0.07]
     known_matrices(monkeypatch, [across, down])
-    found = augment._warp(SMOOTH, augment._translate(tf.shape(SMOOTH), SEED, 1).numpy())
+    found = warp_crops(SMOOTH, augment._translate(tf.shape(SMOOTH), SEED, 1).numpy())
     layer = keras_cv.layers.RandomTranslation(0.5, 0.5, fill_mode="constant")
     # keras-cv moves the picture, here the matrix says from where a pixel comes: the sign is the other one.
     moves = {"height_translations": -tf.constant(down)[:, None], "width_translations": -tf.constant(across)[:, None]}
@@ -175,7 +180,7 @@ def test_shifts_are_those_of_keras_cv(keras_cv, monkeypatch):
 def test_zooms_are_those_of_keras_cv(keras_cv, monkeypatch):
     scales = [0.8, 1.0, 1.3]
     known_matrices(monkeypatch, [scales])
-    found = augment._warp(SMOOTH, augment._zoom(tf.shape(SMOOTH), SEED, 0.5).numpy())
+    found = warp_crops(SMOOTH, augment._zoom(tf.shape(SMOOTH), SEED, 0.5).numpy())
     layer = keras_cv.layers.RandomZoom(0.5, fill_mode="constant")
     zooms = {"height_zooms": tf.constant(scales)[:, None], "width_zooms": tf.constant(scales)[:, None]}
     np.testing.assert_allclose(found, layer.augment_images(SMOOTH, zooms), atol=0.05)
@@ -184,8 +189,8 @@ def test_zooms_are_those_of_keras_cv(keras_cv, monkeypatch):
 def test_turns_by_quarters_are_exact_and_turns_in_a_row_are_drawn_once():
     crops = make_crops()
     quarter = np.tile(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], np.float32), (6, 1, 1))
-    np.testing.assert_allclose(augment._warp(crops, quarter), np.rot90(crops, axes=(1, 2)), atol=1e-3)
-    np.testing.assert_allclose(augment._warp(crops, np.linalg.matrix_power(quarter, 4)), crops, atol=1e-3)
+    np.testing.assert_allclose(warp_crops(crops, quarter), np.rot90(crops, axes=(1, 2)), atol=1e-3)
+    np.testing.assert_allclose(warp_crops(crops, np.linalg.matrix_power(quarter, 4)), crops, atol=1e-3)
     steps = augment._steps(["rotate", "zoom", "flip", "translate", "rotate"])
     assert [len(changes) for _, changes in steps] == [2, 1, 2]
 
@@ -197,7 +202,7 @@ def test_the_order_of_turns_and_shifts_counts(monkeypatch):
     matrices = [augment._CHANGES[name].function(tf.constant([1, 9, 9, 4]), tf.constant([1, i]), 1.0).numpy() for name, i in both]
     matrices[0][0, :2, 2] = np.round(matrices[0][0, :2, 2])
     matrices[1][0, :2, :2] = [[0, -1], [1, 0]]
-    apart = augment._warp(augment._warp(crops, matrices[0]), matrices[1])
+    apart = warp_crops(warp_crops(crops, matrices[0]), matrices[1])
     made = iter(matrices)
     changes = [(i, lambda *_, **__: tf.constant(next(made)), 1.0, {}) for i in range(2)]
     together = augment._place((tf.constant(crops),), SEED, changes)[0].numpy()
@@ -208,7 +213,7 @@ def test_the_order_of_turns_and_shifts_counts(monkeypatch):
 def test_blur_is_that_of_keras_cv(keras_cv, radius):
     crops = make_crops(2, channels=3)
     sigma = np.array([[0.5, 1.0, 1.4], [0.02, 0.8, 1.2]], np.float32)
-    found = augment._smooth(crops, sigma, radius)
+    found = smooth_crops(crops, sigma, radius)
     layer = keras_cv.layers.RandomGaussianBlur(2 * radius + 1, (0, 1))
     for i, c in np.ndindex(2, 3):
         side = 2 * radius + 1
@@ -404,3 +409,49 @@ def test_wrong_entries_are_said(entries, message):
     with pytest.raises(ValueError) as caught:
         make_augmenter(entries)
     assert message in str(caught.value)
+
+
+# Bytes and numbers
+
+
+@pytest.mark.parametrize("names", [[name] for name in AUGMENTATIONS] + [["flip", "rotate90", "intensity"], ["flip", "blur", "rotate90"]])
+def test_bytes_become_what_numbers_become(names):
+    crops = make_cells().astype(np.uint8)
+    found = [make_augmenter(names)(tf.constant(crops, kind), tf.eye(6), SEED)[0] for kind in (tf.uint8, tf.float32)]
+    assert found[0].dtype == found[1].dtype == tf.float32
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float16, np.float32])
+@given(channels=st.integers(1, 9), height=st.integers(1, 5), width=st.integers(1, 5), data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_crops_are_turned_as_numpy_turns_them(kind, channels, height, width, data):
+    crops = np.random.default_rng(0).integers(0, 256, (3, height, width, channels)).astype(kind)
+    ways = [np.fliplr, np.flipud, np.transpose if height == width else np.flip]
+    turns = np.array(data.draw(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=3, max_size=3)))
+    for crop, found, chosen in zip(crops, turn_crops(crops, turns, ways), turns, strict=True):
+        for way, is_gone in zip(ways, chosen, strict=True):
+            planes = [way(plane) for plane in crop.transpose(2, 0, 1)] if is_gone else crop.transpose(2, 0, 1)
+            crop = np.stack(planes, axis=2)
+        np.testing.assert_array_equal(found, crop)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_crops_are_multiplied_channel_by_channel(kind):
+    crops, factors = make_crops().astype(kind), np.random.default_rng(1).uniform(0, 2, (6, 4)).astype(np.float32)
+    found = multiply_crops(crops, factors)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.minimum(crops.astype(np.float32) * factors[:, None, None], 255), rtol=1e-6)
+
+
+def test_a_feed_with_augmentation_reads_bytes_and_gives_numbers(tmp_path):
+    crops = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 4), np.uint8)
+    with StoreWriter(tmp_path / "store", (8, 8, 4), ("microtubules", "protein", "nucleus", "er"), {}) as writer:
+        writer.add("key", {"field_id": "f", "labels": "cytosol"}, pd.DataFrame({"field_id": ["f"] * 6, "labels": "cytosol"}), crops)
+        store = writer.finish()
+    for kind in ("uint8", "float32"):
+        plan = BatchPlan(store, ["cytosol"], batch_size=4, dtype=kind)
+        first, second = (batch[0].numpy() for batch in batches_of(plan, ["flip", "intensity"]))
+        assert first.dtype == np.float32 and len(first) == 4 and len(second) == 2
+        kept = (first, second) if kind == "uint8" else kept
+        np.testing.assert_array_equal(first, kept[0])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hpacell.feed.bags import BagPlan, make_bags
 from hpacell.feed.choice import target_array
-from hpacell.feed.gather import _Buffers
+from hpacell.feed.pixels import Buffers
 from hpacell.feed.writer import StoreWriter
 
 LOCATIONS = ("nucleoli", "cytosol", "vesicles")
@@ -91,7 +91,7 @@ def test_wrong_arguments(store):
 
 
 def test_bags_of_many_sizes_keep_little_memory(store, monkeypatch):
-    monkeypatch.setattr(_Buffers, "IDLE_BYTES", 2000)
+    monkeypatch.setattr(Buffers, "IDLE_BYTES", 2000)
     plan = BagPlan(store, LOCATIONS, batch_size=2, max_cells=5, epochs=range(100), cache="none")
     assert len({plan.batch(number)[0].nbytes for number in range(len(plan))}) > 5
     idle = [len(memory) for memory in plan.gather._buffers._idle.values()]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from hpacell.feed import gather as gather_module
 from hpacell.feed.batches import make_batches
-from hpacell.feed.gather import BatchPlan, CropGatherer, _Buffers, _PlainFiles, choose_cache
+from hpacell.feed.gather import BatchPlan, CropGatherer, _PlainFiles, choose_cache
+from hpacell.feed.pixels import Buffers
 from hpacell.feed.store import CropStore
 from hpacell.feed.writer import StoreWriter
 from hpacell.memory import free_memory
@@ -165,7 +166,7 @@ def test_a_copy_of_a_plain_store_that_was_replaced(tmp_path, crops):
 
 
 def test_buffers_are_used_again_only_when_nothing_refers_to_them():
-    buffers = _Buffers(n_idle=2)
+    buffers = Buffers(n_idle=2)
     kind = np.dtype(np.uint8)
     arrays = [buffers.take((4, 100), kind) for _ in range(5)]
     assert all(array.ctypes.data % 64 == 0 for array in arrays)
@@ -181,8 +182,8 @@ def test_buffers_are_used_again_only_when_nothing_refers_to_them():
 
 
 def test_idle_memory_of_many_sizes_is_bounded(monkeypatch):
-    monkeypatch.setattr(_Buffers, "IDLE_BYTES", 100_000)
-    buffers, kind, fresh = _Buffers(), np.dtype(np.uint8), []
+    monkeypatch.setattr(Buffers, "IDLE_BYTES", 100_000)
+    buffers, kind, fresh = Buffers(), np.dtype(np.uint8), []
     monkeypatch.setattr(gather_module, "memoryview", lambda array: fresh.append(1) or memoryview(array), raising=False)
     sizes = np.random.default_rng(0).integers(1, 60_000, 500).tolist()
     for size in sizes:

@@ -14,9 +14,10 @@ from hpacell.cli import main
 from hpacell.fields.find import FieldError
 from hpacell.fields.simulate import simulate_fields
 from hpacell.models.card import save_classifier
+from hpacell.models.evaluation import activation_maps
 from hpacell.models.zoo import make_classifier
 from hpacell.pipeline.extract import ExtractSettings
-from hpacell.pipeline.predict import predict_fields
+from hpacell.pipeline.predict import map_cells, predict_fields, surest_cells
 from hpacell.vocabulary import CHANNELS, LOCATIONS, LOCATIONS_2018
 
 PARAMETERS = {"filters": [4], "kernels": [3], "units": 0}
@@ -158,3 +159,28 @@ def test_a_name_that_leaves_the_folder_writes_nothing(fields, model, tmp_path, n
     with pytest.raises(FieldError, match="fields.csv: expected a field's id that can be a file's name, got '../../escaped' in row 2"):
         predict_fields(tmp_path / "fields.csv", model, tmp_path / "a" / "b" / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fields.csv"]
+
+
+def test_maps_show_the_surest_cells_of_each_location(fields, model, tmp_path):
+    report = predict_fields(fields, model, tmp_path / "out", workers=1, overlays=0, maps=2)
+    chosen = surest_cells(report.cells, LOCATIONS[:3], 2)
+    assert list(chosen["location"]) == [name for name in LOCATIONS[:3] for _ in range(2)]
+    for location, found in chosen.groupby("location"):
+        assert found["probability"].is_monotonic_decreasing and found["probability"].max() == report.cells[f"p_{location}"].max()
+    written = sorted((tmp_path / "out" / "maps").iterdir())
+    wanted = [report.cells.loc[row, ["field_id", "cell_id"]] for row in chosen["row"]]
+    assert sorted("_".join([f"{found.location}_{found.probability:.2f}", cell["field_id"], str(cell["cell_id"])]) for found, cell in zip(chosen.itertuples(), wanted, strict=True)) == [path.stem for path in written]
+    side = report.extracted.store.shape[0]
+    assert cv2.imread(str(written[0])).shape == (side, 2 * side, 3)
+    predict_fields(fields, model, tmp_path / "out", workers=1, overlays=0, maps=1)
+    assert len(list((tmp_path / "out" / "maps").iterdir())) == 3  # those of the earlier run are gone
+
+
+def test_a_map_belongs_to_its_cell_and_location(fields, model, tmp_path):
+    report = predict_fields(fields, model, tmp_path / "out", workers=1, overlays=0)
+    store, locations = report.extracted.store, LOCATIONS[:3]
+    chosen = pd.DataFrame({"row": [5, 2, 5], "location": [locations[1], locations[0], locations[2]]})
+    heats = map_cells(report.classifier, store, chosen)
+    assert heats.shape == (3, *store.shape[:2]) and heats.min() >= 0 and heats.max() <= 1
+    for heat, row, location in zip(heats, chosen["row"], chosen["location"], strict=True):
+        np.testing.assert_array_equal(heat, activation_maps(report.classifier.model, store.crops([row])[0])[..., locations.index(location)])

@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
+from .pixels import multiply_crops, smooth_crops, turn_crops, warp_crops
 from ..vocabulary import check_known
 
 # %% ../../nbs/52_feed.augment.ipynb #48ca5247
@@ -49,15 +49,27 @@ def _choose(seed: tf.Tensor, crops: tf.Tensor, probability: float, change: Calla
     return tf.cond(tf.size(rows) > 0, lambda: tf.tensor_scatter_nd_update(crops, rows, change(tf.gather_nd(crops, rows))), lambda: crops)
 
 # %% ../../nbs/52_feed.augment.ipynb #93b5bfe3
-def _flip(crops: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def _flip(seed: tf.Tensor, n: tf.Tensor, square: bool) -> list[tuple]:
     """Mirror left-right and up-down, each with probability 1/2."""
-    crops = _choose(_fold(seed, 0), crops, 0.5, lambda chosen: tf.reverse(chosen, [2]))
-    return _choose(_fold(seed, 1), crops, 0.5, lambda chosen: tf.reverse(chosen, [1]))
+    return [(way, tf.random.stateless_uniform([n], _fold(seed, i)) < 0.5) for i, way in enumerate((np.fliplr, np.flipud))]
 
 # %% ../../nbs/52_feed.augment.ipynb #6e327137
-def _rotate90(crops: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def _rotate90(seed: tf.Tensor, n: tf.Tensor, square: bool) -> list[tuple]:
     """Swap rows and columns; with a flip that makes all eight positions. Crops that are not square turn by 180 degrees."""
-    return tf.transpose(crops, [0, 2, 1, 3]) if crops.shape[1] == crops.shape[2] else tf.reverse(crops, [1, 2])
+    return [(np.transpose if square else np.flip, tf.fill([n], True))]
+
+# %% ../../nbs/52_feed.augment.ipynb #9821abab
+def _turn(batch: tuple, batch_seed: tf.Tensor, changes: Sequence[tuple]) -> tuple:
+    """Several flips and quarter turns at once, on crops of any type."""
+    crops, ways, turns = batch[0], [], []
+    n, square = tf.shape(crops)[0], crops.shape[1] == crops.shape[2]
+    for i, function, probability, parameters in changes:
+        seed = _fold(batch_seed, i)
+        chosen = tf.random.stateless_uniform([n], _fold(seed, 0)) < probability
+        for way, which in function(_fold(seed, 1), n, square, **parameters):
+            ways.append(way)
+            turns.append(chosen & which)
+    return tf.numpy_function(lambda *arrays: turn_crops(*arrays, ways), [crops, tf.stack(turns, axis=1)], crops.dtype), *batch[1:]
 
 # %% ../../nbs/52_feed.augment.ipynb #375861a5
 def _seen(crops: tf.Tensor) -> tf.Tensor:
@@ -69,10 +81,19 @@ def _draw_channels(crops: tf.Tensor, seed: tf.Tensor, number: int, low: float, h
     """A number for each channel of each crop: (B, 1, 1, C)."""
     return _draw(seed, number, [tf.shape(crops)[0], 1, 1, tf.shape(crops)[3]], low, high)
 
-# %% ../../nbs/52_feed.augment.ipynb #793e366f
+# %% ../../nbs/52_feed.augment.ipynb #6e66ef2d
 def _intensity(crops: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
-    """Multiply each channel of each crop: staining and exposure differ between fields."""
-    return tf.clip_by_value(crops * _draw_channels(crops, seed, 0, 1 - strength, 1 + strength), 0, 255)
+    """A factor for each channel of each crop, (B, C): staining and exposure differ between fields."""
+    return _draw_channels(crops, seed, 0, 1 - strength, 1 + strength)[:, 0, 0]
+
+# %% ../../nbs/52_feed.augment.ipynb #d21a8d5f
+def _multiply(batch: tuple, batch_seed: tf.Tensor, changes: Sequence[tuple]) -> tuple:
+    """Each channel of each crop multiplied, crops of any type."""
+    ((i, function, probability, parameters),) = changes
+    crops, seed = batch[0], _fold(batch_seed, i)
+    chosen = tf.random.stateless_uniform([tf.shape(crops)[0], 1], _fold(seed, 0)) < probability
+    factors = tf.where(chosen, function(crops, _fold(seed, 1), **parameters), 1.0)
+    return tf.numpy_function(multiply_crops, [crops, factors], tf.float32), *batch[1:]
 
 # %% ../../nbs/52_feed.augment.ipynb #407e26de
 def _brightness(crops: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tensor:
@@ -98,20 +119,10 @@ def _noise(crops: tf.Tensor, seed: tf.Tensor, level: float) -> tf.Tensor:
     return tf.clip_by_value(crops + tf.gather(patterns, pattern) * (levels * _seen(crops)), 0, 255)
 
 # %% ../../nbs/52_feed.augment.ipynb #2acddaf3
-def _smooth(crops: np.ndarray, sigma: np.ndarray, radius: int) -> np.ndarray:
-    """Crops (B, h, w, C) blurred by sigma (B, C), black beyond the border."""
-    smooth, size = np.empty_like(crops), (2 * radius + 1, 2 * radius + 1)
-    for crop, out, sigmas in zip(crops, smooth, np.maximum(sigma, 1e-2).tolist(), strict=True):
-        channels = zip(cv2.split(crop), sigmas, strict=True)
-        blurred = [cv2.GaussianBlur(channel, size, one, borderType=cv2.BORDER_CONSTANT) for channel, one in channels]
-        out[...] = cv2.merge(blurred).reshape(out.shape)
-    return smooth
-
-# %% ../../nbs/52_feed.augment.ipynb #ca9d5361
 def _blur(crops: tf.Tensor, seed: tf.Tensor, sigma: float) -> tf.Tensor:
     """Gaussian blur of each channel of each crop by 0 to sigma pixels."""
     sigmas = _draw_channels(crops, seed, 0, 0.0, sigma)[:, 0, 0]
-    smooth = tf.numpy_function(lambda *arrays: _smooth(*arrays, max(1, math.ceil(2 * sigma))), [crops, sigmas], tf.float32)
+    smooth = tf.numpy_function(lambda *arrays: smooth_crops(*arrays, max(1, math.ceil(2 * sigma))), [crops, sigmas], tf.float32)
     return tf.clip_by_value(tf.ensure_shape(smooth, crops.shape) * _seen(crops), 0, 255)
 
 # %% ../../nbs/52_feed.augment.ipynb #15db2af4
@@ -141,22 +152,6 @@ def _zoom(shape: tf.Tensor, seed: tf.Tensor, fraction: float) -> tf.Tensor:
     return _matrices(scale, 0, 0, 0, scale, 0)
 
 # %% ../../nbs/52_feed.augment.ipynb #03bdb6c4
-def _warp(crops: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Draw crops (B, h, w, C) anew, each by its own matrix (3, 3) in x, y from the middle of the crop."""
-    height, width, channels = crops.shape[1:]
-    middle = np.array([(width - 1) / 2, (height - 1) / 2])
-    flags, drawn = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, np.empty_like(crops)
-    for crop, out, matrix in zip(crops, drawn, matrices.astype(np.float64), strict=True):
-        linear = matrix[:2, :2]
-        whole = np.column_stack([linear, matrix[:2, 2] + middle - linear @ middle])
-        for first in range(0, channels, 4):  # OpenCV draws at most four channels at once
-            part = np.ascontiguousarray(crop[..., first : first + 4])
-            turned = cv2.warpAffine(part, whole, (width, height), flags=flags, borderMode=cv2.BORDER_CONSTANT)
-            out[..., first : first + 4] = turned.reshape(part.shape)
-        np.clip(out, 0, 255, out=out)
-    return drawn
-
-# %% ../../nbs/52_feed.augment.ipynb #91bce2c0
 def _place(batch: tuple, batch_seed: tf.Tensor, changes: Sequence[tuple]) -> tuple:
     """Several turns, shifts and zooms at once: (position in the list, function, probability, parameters) each."""
     shape = tf.shape(batch[0])
@@ -165,7 +160,7 @@ def _place(batch: tuple, batch_seed: tf.Tensor, changes: Sequence[tuple]) -> tup
         seed = _fold(batch_seed, i)
         chosen = tf.random.stateless_uniform([shape[0], 1, 1], _fold(seed, 0)) < probability
         total = tf.matmul(total, tf.where(chosen, function(shape, _fold(seed, 1), **parameters), tf.eye(3)))
-    return tf.numpy_function(_warp, [batch[0], total], tf.float32), *batch[1:]
+    return tf.numpy_function(warp_crops, [batch[0], total], tf.float32), *batch[1:]
 
 # %% ../../nbs/52_feed.augment.ipynb #2c6a4615
 def _box(crops: tf.Tensor, centre: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
@@ -293,12 +288,12 @@ class _Change(NamedTuple):
 # %% ../../nbs/52_feed.augment.ipynb #4d464b5f
 _ALWAYS = {"probability": (1.0, 0.0, 1.0)}
 _CHANGES = {
-    "flip": _Change(_apply, _flip, _ALWAYS),
-    "rotate90": _Change(_apply, _rotate90, {"probability": (0.5, 0.0, 1.0)}),
+    "flip": _Change(_turn, _flip, _ALWAYS),
+    "rotate90": _Change(_turn, _rotate90, {"probability": (0.5, 0.0, 1.0)}),
     "rotate": _Change(_place, _rotate, {"degrees": (180.0, 0.0, 180.0), **_ALWAYS}),
     "translate": _Change(_place, _translate, {"fraction": (0.1, 0.0, 1.0), **_ALWAYS}),
     "zoom": _Change(_place, _zoom, {"fraction": (0.15, 0.0, 0.9), **_ALWAYS}),
-    "intensity": _Change(_apply, _intensity, {"strength": (0.3, 0.0, 1.0), **_ALWAYS}),
+    "intensity": _Change(_multiply, _intensity, {"strength": (0.3, 0.0, 1.0), **_ALWAYS}),
     "brightness": _Change(_apply, _brightness, {"strength": (0.1, 0.0, 1.0), **_ALWAYS}),
     "contrast": _Change(_apply, _contrast, {"strength": (0.3, 0.0, 1.0), **_ALWAYS}),
     "noise": _Change(_apply, _noise, {"level": (8.0, 0.0, 255.0), **_ALWAYS}),
@@ -355,14 +350,14 @@ def check_augmentations(names: Sequence[str | Mapping]) -> tuple[str | dict, ...
 
 # %% ../../nbs/52_feed.augment.ipynb #e73a6f9c
 def _steps(names: Sequence[str | Mapping]) -> list[tuple]:
-    """(how to apply, [(position in the list, function, probability, parameters)]); neighbours that `_place` does are one."""
+    """(how to apply, [(position in the list, function, probability, parameters)]); neighbours that are done at once are one."""
     steps = []
     for i, entry in enumerate(check_augmentations(names)):
         name, given = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
         apply, function, known = _CHANGES[name]
         own = {key: float(given.get(key, default)) for key, (default, _, _) in known.items()}
         one = (i, function, own.pop("probability"), own)
-        if steps and steps[-1][0] is apply is _place:
+        if steps and steps[-1][0] is apply in (_turn, _place):
             steps[-1][1].append(one)
         else:
             steps.append((apply, [one]))
@@ -381,7 +376,7 @@ def make_augmenter(names: Sequence[str | Mapping]) -> Callable[..., tuple]:
     -------
     callable
         ``(crops, targets, batch_seed, weights=None) -> (crops, targets[, weights])``, these alone decide: crops (B, h, w, C)
-        float32 in 0 to 255, targets (B, L) float32 and weights (B,) float32, both mixed with the crops, seed two int32.
+        uint8 or float32 in 0 to 255 -> float32, targets (B, L) float32 and weights (B,) float32, both mixed with the crops, seed two int32.
 
     Raises
     ------
@@ -393,8 +388,10 @@ def make_augmenter(names: Sequence[str | Mapping]) -> Callable[..., tuple]:
     def augment(crops: tf.Tensor, targets: tf.Tensor, batch_seed: tf.Tensor, weights: tf.Tensor | None = None) -> tuple:
         shape, batch = crops.shape, (crops, targets) if weights is None else (crops, targets, weights)
         for apply, changes in steps:
+            if apply not in (_turn, _multiply):
+                batch = (tf.cast(batch[0], tf.float32), *batch[1:])
             batch = apply(batch, batch_seed, changes)
             batch = (tf.ensure_shape(batch[0], shape), *batch[1:])
-        return batch
+        return tf.cast(batch[0], tf.float32), *batch[1:]
 
     return augment

@@ -191,7 +191,7 @@ def make_bags(
     change = make_augmenter(augment) if augment else None
     plan = BagPlan(
         store, locations, query=query, batch_size=batch_size, max_cells=max_cells, shuffle=shuffle, seed=seed,
-        epochs=epochs, first_step=first_step, dtype="float32" if augment else dtype, cache=cache,
+        epochs=epochs, first_step=first_step, dtype="uint8" if augment else dtype, cache=cache,
     )  # fmt: skip
 
     def read(number):

@@ -80,7 +80,7 @@ def make_batches(
     check_augmentations(augment)
     plan = BatchPlan(
         store, locations, query=query, batch_size=batch_size, shuffle=shuffle, seed=seed, epochs=epochs,
-        first_step=first_step, balance=balance, dtype="float32" if augment else dtype, cache=cache,
+        first_step=first_step, balance=balance, dtype="uint8" if augment else dtype, cache=cache,
     )  # fmt: skip
     return batches_of(plan, augment, dtype)
 
@@ -91,7 +91,7 @@ def batches_of(plan: BatchPlan, augment: Sequence = (), dtype: str = "float32") 
     Parameters
     ----------
     plan : BatchPlan
-        Which crops, in which order; of type float32 if they are augmented.
+        Which crops, in which order; best of type uint8 if they are augmented, which costs the least.
     augment : sequence of str or mapping
         See `hpacell.feed.augment.make_augmenter`.
     dtype : {"float32", "float16", "uint8"}
@@ -102,16 +102,16 @@ def batches_of(plan: BatchPlan, augment: Sequence = (), dtype: str = "float32") 
     tf.data.Dataset
         As of `make_batches`.
     """
-    batches = tf.data.Dataset.range(len(plan)).map(_reader(plan, plan.gather.shape), num_parallel_calls=_PARALLEL, deterministic=True)
-    if augment:
-        change = make_augmenter(augment)
+    read, change = _reader(plan, plan.gather.shape), make_augmenter(augment) if augment else None
 
-        def augmented(batch, batch_seed):
-            crops, *rest = change(batch[0], batch[1], batch_seed, *batch[2:])
-            return (tf.cast(crops, dtype), *rest), batch_seed
+    def prepared(number):
+        batch, batch_seed = read(number)
+        if change is None:
+            return batch
+        crops, *rest = change(batch[0], batch[1], batch_seed, *batch[2:])
+        return tf.cast(crops, dtype), *rest
 
-        batches = batches.map(augmented, num_parallel_calls=_PARALLEL, deterministic=True)
-    batches = batches.map(lambda batch, batch_seed: batch).prefetch(_PARALLEL)
+    batches = tf.data.Dataset.range(len(plan)).map(prepared, num_parallel_calls=_PARALLEL, deterministic=True).prefetch(_PARALLEL)
     batches.cache_choice = plan.cache_choice
     return batches
 

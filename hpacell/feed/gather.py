@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .choice import balance_weights, check_locations, check_whole, choose_rows, epoch_order, target_array
+from .pixels import Buffers
 from .store import CropStore, read_store
 from ..memory import free_memory
 
@@ -62,51 +63,6 @@ def choose_cache(n_bytes: int, cache: str = "auto") -> CacheChoice:
     if cache != "auto":
         return CacheChoice(cache, f"cache={cache!r} was asked for; {sizes}")
     return CacheChoice("memory" if n_bytes < free / 2 else "none", f"{sizes}, and up to half of that is taken")
-
-# %% ../../nbs/53_feed.gather.ipynb #eef82986
-class _Buffers:
-    """Arrays whose memory is used again once nothing refers to them."""
-
-    IDLE_BYTES = 2**28  # more than this is given back to the system
-
-    def __init__(self, n_idle: int = 8):
-        # No lock: memory may come back in the middle of any statement. Each step here is one that Python does not divide.
-        self._idle, self._n_idle = {}, n_idle
-
-    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array with any content, aligned so that TensorFlow takes it without a copy."""
-        n_bytes = math.prod(shape) * dtype.itemsize
-        if n_bytes == 0:
-            return np.empty(shape, dtype)
-        memory = self._memory(n_bytes)
-        # Every view keeps this array alive: numpy shortens chains of views only down to what is not an array.
-        array = np.frombuffer(memory, dtype, math.prod(shape))
-        weakref.finalize(array, self._give_back, memory).atexit = False
-        return array.reshape(shape)
-
-    def _memory(self, n_bytes: int) -> memoryview:
-        """The smallest idle memory that is large enough, or a new one with some room to spare."""
-        for key, memory in self._by_size():
-            if len(memory) >= n_bytes and self._idle.pop(key, None) is not None:
-                return memory
-        step = 2 ** max(6, n_bytes.bit_length() - 4)
-        n_bytes = -(-n_bytes // step) * step
-        raw = np.empty(n_bytes + 64, np.uint8)
-        start = -raw.ctypes.data % 64
-        return memoryview(raw)[start : start + n_bytes]
-
-    def _by_size(self) -> list[tuple[int, memoryview]]:
-        """All idle memory, the smallest first."""
-        return sorted(self._idle.copy().items(), key=lambda item: len(item[1]))
-
-    def _give_back(self, memory: memoryview) -> None:
-        """Keep memory; if that is too much, let the smallest go, for the large ones serve every batch."""
-        if len(memory) > self.IDLE_BYTES:
-            return
-        self._idle[id(memory)] = memory
-        idle = self._by_size()
-        while len(idle) > self._n_idle or sum(len(memory) for _, memory in idle) > self.IDLE_BYTES:
-            self._idle.pop(idle.pop(0)[0], None)
 
 # %% ../../nbs/53_feed.gather.ipynb #e3d793b5
 def _close(descriptors: list[int]) -> None:
@@ -217,7 +173,7 @@ class CropGatherer:
     def __init__(self, store: CropStore, rows: np.ndarray, cache: str = "none"):
         self.folder, self.shape, self.rows = store.folder, store.shape, np.asarray(rows, np.int64)
         self._store, self._files, self._checksum = store, _PlainFiles.of(store), store.manifest.get("checksum")
-        self._buffers, self._held = _Buffers(), None
+        self._buffers, self._held = Buffers(), None
         if cache == "memory":
             held = np.empty((len(self.rows), math.prod(self.shape)), np.uint8)
             for start in range(0, len(held), 1024):
@@ -228,7 +184,7 @@ class CropGatherer:
         return {**vars(self), "_held": None, "_store": None, "_buffers": None, "_files": self._files and self._files._state}
 
     def __setstate__(self, state: dict) -> None:
-        vars(self).update(state, _buffers=_Buffers(), _files=_PlainFiles.opened(state["_files"]))
+        vars(self).update(state, _buffers=Buffers(), _files=_PlainFiles.opened(state["_files"]))
 
     def __call__(self, positions: np.ndarray, dtype: str = "uint8") -> np.ndarray:
         """Crops in the order asked for.

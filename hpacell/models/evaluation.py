@@ -217,7 +217,7 @@ def activation_maps(model, crop: np.ndarray, n_maps: int = 32, batch_size: int =
     Parameters
     ----------
     model : keras.Model
-        A classifier; its last layer with an output (B, H, W, D) gives the feature maps.
+        A classifier; its last layer with an output (B, H, W, D) of at least 2 x 2 gives the feature maps.
     crop : ndarray, (h, w, C), uint8 or float
         In 0 to 255.
     n_maps : int
@@ -239,11 +239,12 @@ def activation_maps(model, crop: np.ndarray, n_maps: int = 32, batch_size: int =
     ------
     Wang et al. 2020, Score-CAM, arXiv:1910.01279.
     """
-    spatial = [layer for layer in model.layers if not isinstance(layer, layers.InputLayer) and len(getattr(layer.output, "shape", ())) == 4]
-    if not spatial or min(spatial[-1].output.shape[1:3]) < 2:
+    shapes = [() if isinstance(layer, layers.InputLayer) else getattr(layer.output, "shape", ()) for layer in model.layers]
+    spatial = [layer for layer, shape in zip(model.layers, shapes, strict=True) if len(shape) == 4 and min(shape[1:3]) >= 2]
+    if not spatial:
         raise ValueError(f"expected a model with feature maps of 2 x 2 or more, got {model.name} without: choose another model or a larger crop")
     crop = np.asarray(crop, np.float32)
-    features = np.asarray(keras.Model(model.inputs, spatial[-1].output)(crop[None], training=False))[0]
+    features = np.asarray(keras.Model(model.input, spatial[-1].output)(crop[None], training=False))[0]
     chosen = features[..., np.argsort(-features.std((0, 1)), kind="stable")[:n_maps]].astype(np.float32)
     large = np.asarray(ops.image.resize(chosen, crop.shape[:2], interpolation="bilinear"))
     low, high = large.min((0, 1)), large.max((0, 1))

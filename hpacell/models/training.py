@@ -59,7 +59,8 @@ class _Training:
         self.negative = locations.index(NEGATIVE) if derives else None
         self.weak_from = settings.epochs if settings.weak == "inherit" else round(settings.epochs * settings.inherit_epochs)
         self.common = {"locations": locations, "seed": settings.seed}
-        self.plan = BatchPlan(store, query="split == 'train'", batch_size=settings.batch_size, balance=settings.balance, **self.common)
+        kind = "uint8" if settings.augment else "float32"  # to change bytes costs the least
+        self.plan = BatchPlan(store, query="split == 'train'", batch_size=settings.batch_size, balance=settings.balance, dtype=kind, **self.common)
         self.labels = self.plan.targets
         self.of_fields = labels_fields(store.index)
         self.train, self.valid = (store.index[store.index["split"] == side].reset_index(drop=True) for side in ("train", "valid"))
