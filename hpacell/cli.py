@@ -154,6 +154,20 @@ def _import(arguments: argparse.Namespace) -> int:
     print(f"{count_of(len(store), 'crop')} in {store.folder}")
     return _report_quarantine(store.quarantine, f"{store.folder}/quarantine.csv", "crop")
 
+# %% ../nbs/99_cli.ipynb #3e5041cb
+def _convert(arguments: argparse.Namespace) -> int:
+    """Write images with known cells in another layout."""
+    from hpacell.pipeline.convert import convert_labelled
+
+    words = ("layout", "to", "target", "images", "overlap", "category", "strict")
+    report = convert_labelled(arguments.source, arguments.out, **{name: getattr(arguments, name) for name in words})
+    print(report)
+    for row in report.problems.head(5).to_dict("records"):
+        print(f"{row['image_id'] or 'the file'}: {row['where']}: {row['reason']}", file=sys.stderr)
+    if len(report.problems):
+        print(f"{count_of(len(report.problems), 'problem')}: see {report.problems_path}", file=sys.stderr)
+    return 1 if len(report.problems) else 0
+
 # %% ../nbs/99_cli.ipynb #5fa85b33
 def _open_store(address: str):
     """A store, copied to the cache first if it is remote."""
@@ -205,7 +219,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     report = predict_fields(
         arguments.fields, arguments.model, arguments.out, pattern=arguments.pattern, channels=arguments.channels,
-        workers=_workers(arguments), overlays=arguments.overlays,
+        workers=_workers(arguments), overlays=arguments.overlays, maps=arguments.maps,
     )  # fmt: skip
     print(report)
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
@@ -298,7 +312,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #5a056367
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo, "simulate": _simulate, "explore": _explore, "segment": _segment, "extract": _extract, "verify": _verify,
-    "export": _export, "import": _import, "train": _train, "predict": _predict, "score": _score,
+    "export": _export, "import": _import, "convert": _convert, "train": _train, "predict": _predict, "score": _score,
     "run": _run, "sweep": _sweep, "runs": _runs, "compare": _compare,
 }  # fmt: skip
 RESUMABLE = ("segment", "extract", "train", "predict", "sweep")  # the same command goes on where it was

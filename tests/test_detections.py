@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from hpacell.masks.rle import encode_labels_rle, encode_rle
-from hpacell.metrics.detections import _areas, match_detections, score_detections
+from hpacell.metrics.detections import match_detections, score_detections
+from hpacell.metrics.resampling import precision_areas
 from hpacell.vocabulary import LOCATIONS
 
 NAMES = ("nucleoli", "cytosol", "vesicles")
@@ -319,7 +320,7 @@ def test_weights_are_repeated_fields(data):
     field = np.array(data.draw(st.lists(st.integers(0, n_fields - 1), min_size=n, max_size=n)))
     weights = np.array(data.draw(st.lists(st.integers(0, 3), min_size=n_fields, max_size=n_fields)), float)
     n_truth = np.bincount(field, hit, n_fields).astype(int) + np.array(data.draw(st.lists(st.integers(0, 2), min_size=n_fields, max_size=n_fields)))
-    (found,) = _areas(hit, field, n_truth, weights[None])
+    (found,) = precision_areas(hit, field, n_truth, weights[None])
     copies = np.repeat(hit, weights[field].astype(int))
     total = int(weights @ n_truth)
     if not total:

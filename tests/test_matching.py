@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import linear_sum_assignment
@@ -14,6 +14,7 @@ from sklearn.metrics.cluster import contingency_matrix
 from hpacell.metrics.instances import jaccard, score_instances
 from hpacell.metrics.matching import iou_matrix, match_labels, match_levels, overlap_matrix
 
+examples = settings(deadline=None)  # the machine may be busy
 thresholds = st.sampled_from([0.1, 0.3, 0.5, 0.6, 0.75, 0.9, 1.0])
 
 
@@ -24,6 +25,7 @@ def pairs(draw):
     return draw(image), draw(image)
 
 
+@examples
 @given(pairs())
 def test_overlap_as_scikit_learn(pair):
     truth, pred = pair
@@ -33,6 +35,7 @@ def test_overlap_as_scikit_learn(pair):
     assert np.array_equal(matrix, expected)
 
 
+@examples
 @given(pairs())
 def test_iou_as_scikit_learn(pair):
     truth, pred = pair
@@ -42,6 +45,7 @@ def test_iou_as_scikit_learn(pair):
             assert math.isclose(matrix[i, j], jaccard_score((truth == a).ravel(), (pred == b).ravel()))
 
 
+@examples
 @given(pairs(), thresholds)
 def test_most_pairs_as_scipy(pair, iou):
     truth, pred = pair
@@ -57,6 +61,7 @@ def test_most_pairs_as_scipy(pair, iou):
         assert math.isclose(value, both.sum() / ((truth == a) | (pred == b)).sum())
 
 
+@examples
 @given(pairs(), thresholds)
 def test_symmetric_and_falling(pair, iou):
     truth, pred = pair
@@ -66,6 +71,7 @@ def test_symmetric_and_falling(pair, iou):
     assert falling == sorted(falling, reverse=True)
 
 
+@examples
 @given(pairs(), st.permutations(range(1, 6)))
 def test_numbers_do_not_matter(pair, order):
     truth, pred = pair
@@ -94,6 +100,7 @@ def test_empty_images():
     assert math.isnan(jaccard(empty, empty)) and jaccard(one, empty) == 0
 
 
+@examples
 @given(st.lists(pairs(), max_size=4))
 def test_pooled_is_the_sum_of_the_images(images):
     table = score_instances(iter(images), ious=(0.5, 0.75))

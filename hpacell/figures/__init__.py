@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "report": ["write_report"],
         "curves": ["figure_confusion", "figure_location_scores", "figure_training"],
         "comparison": ["figure_average_precisions", "figure_learning_curves", "figure_location_curves", "figure_run_scores", "html_gallery"],
+        "instances": ["figure_iou_curves", "figure_judged_cells", "figure_kind_scores"],
     },
 )

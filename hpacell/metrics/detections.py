@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..masks.runs import unpack_counts
+from .resampling import draw_weights, interval_bounds, precision_areas
 from ..vocabulary import LOCATIONS, check_known
 
 # %% ../../nbs/39_metrics.detections.ipynb #f5c4ac3c
@@ -157,28 +158,6 @@ def match_detections(
             field[here] = place
     return Detections(hit, pred["location"].to_numpy(), field, pred["confidence"].to_numpy(np.float64), n_truth)
 
-# %% ../../nbs/39_metrics.detections.ipynb #e9c074e7
-def _areas(hit: np.ndarray, field: np.ndarray, n_truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average precision (D,) of one location, where weights (D, F) say how often each field counts."""
-    total = weights @ n_truth
-    areas = np.full(len(weights), np.nan)
-    step = max(1, 2**22 // max(len(hit), 1))  # draws at a time, to bound the memory
-    for start in range(0, len(weights), step):
-        weight = weights[start : start + step, field]  # (d, P)
-        found, taken = weight[:, hit], np.cumsum(weight, axis=1)[:, hit]  # precision is highest at hits: (d, hits)
-        precision = np.cumsum(found, axis=1) / np.maximum(taken, 1e-300)
-        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        areas[start : start + step] = (best * found).sum(axis=1)
-    return np.divide(areas, total, out=np.full(len(weights), np.nan), where=total > 0)
-
-# %% ../../nbs/39_metrics.detections.ipynb #a8eb1015
-def _bounds(values: np.ndarray) -> tuple[float, float]:
-    """2.5 % and 97.5 % quantiles of the draws (values after the first), moved to the score (the first); NaN without draws."""
-    score, draws = values[0], values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(score) or not len(draws):
-        return np.nan, np.nan
-    return tuple(np.clip(np.quantile(draws, [0.025, 0.975]) + score - draws.mean(), 0, 1).tolist())
-
 # %% ../../nbs/39_metrics.detections.ipynb #f92097a0
 def _means(areas: np.ndarray) -> np.ndarray:
     """Mean over the locations (L, D) that have a score, for each draw; NaN where none has."""
@@ -187,13 +166,6 @@ def _means(areas: np.ndarray) -> np.ndarray:
     return np.divide(np.where(scored, areas, 0).sum(axis=0), n_scored, out=np.full(areas.shape[1], np.nan), where=n_scored > 0)
 
 # %% ../../nbs/39_metrics.detections.ipynb #33b7e4e0
-def _field_weights(n_fields: int, n_bootstrap: int, seed: int) -> np.ndarray:
-    """How often each field counts: all once in row 0, then in each draw, (1 + D, F) float64; no draws from one field."""
-    draws = np.random.default_rng(seed).integers(0, n_fields, (n_bootstrap if n_fields > 1 else 0, n_fields))
-    counts = [np.bincount(draw, minlength=n_fields) for draw in draws]
-    return np.array([np.ones(n_fields), *counts], np.float64)
-
-# %% ../../nbs/39_metrics.detections.ipynb #7ca2f586
 def score_detections(
     truth: pd.DataFrame, pred: pd.DataFrame, fields: pd.DataFrame, iou: float = 0.6, locations: Sequence[str] = LOCATIONS,
     n_bootstrap: int = 0, seed: int = 0,
@@ -236,16 +208,16 @@ def score_detections(
     if not len(fields):
         raise ValueError("expected one field or more, got none: name the fields of the truth")
     found = match_detections(truth, pred, fields, iou, locations)
-    weights, areas, rows = _field_weights(len(fields), n_bootstrap, seed), [], []
+    weights, areas, rows = draw_weights(len(fields), n_bootstrap, seed), [], []
     for place, location in enumerate(locations):
         here, n_truth = found.location == place, found.n_truth[:, place]
-        areas.append(_areas(found.hit[here], found.field[here], n_truth, weights))
+        areas.append(precision_areas(found.hit[here], found.field[here], n_truth, weights))
         rows.append((location, n_truth.sum(), here.sum(), found.hit[here].sum(), areas[-1][0]))
     table = pd.DataFrame(rows, columns=["location", "n_truth", "n_pred", "n_hits", "average_precision"])
     means = _means(np.array(areas))
-    low, high = _bounds(means)
+    low, high = interval_bounds(means)
     if n_bootstrap:
-        table["average_precision_low"], table["average_precision_high"] = zip(*map(_bounds, areas), strict=True)
+        table["average_precision_low"], table["average_precision_high"] = interval_bounds(np.array(areas).T)
     numbers = {"average_precision": means[0], "average_precision_low": low, "average_precision_high": high}
     n_scored = int((table["n_truth"] > 0).sum())
     table.attrs["mean"] = {name: float(value) if np.isfinite(value) else None for name, value in numbers.items()}
