@@ -17,7 +17,7 @@ from hpacell.models.card import save_classifier
 from hpacell.models.evaluation import activation_maps
 from hpacell.models.zoo import make_classifier
 from hpacell.pipeline.extract import ExtractSettings
-from hpacell.pipeline.predict import map_cells, predict_fields, surest_cells
+from hpacell.pipeline.predict import LIKELY, map_cells, predict_fields, surest_cells
 from hpacell.vocabulary import CHANNELS, LOCATIONS, LOCATIONS_2018
 
 PARAMETERS = {"filters": [4], "kernels": [3], "units": 0}
@@ -163,7 +163,7 @@ def test_a_name_that_leaves_the_folder_writes_nothing(fields, model, tmp_path, n
 
 def test_maps_show_the_surest_cells_of_each_location(fields, model, tmp_path):
     report = predict_fields(fields, model, tmp_path / "out", workers=1, overlays=0, maps=2)
-    chosen = surest_cells(report.cells, LOCATIONS[:3], 2)
+    chosen = surest_cells(report.cells, LOCATIONS[:3], 2, LIKELY)
     assert list(chosen["location"]) == [name for name in LOCATIONS[:3] for _ in range(2)]
     for location, found in chosen.groupby("location"):
         assert found["probability"].is_monotonic_decreasing and found["probability"].max() == report.cells[f"p_{location}"].max()

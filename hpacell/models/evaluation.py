@@ -211,13 +211,24 @@ def _keep(classifier: TrainedClassifier, cells: pd.DataFrame, answers: np.ndarra
     write_table(Path(classifier.folder) / TEST_CELLS_NAME, pd.concat([cells[columns], found], axis=1))
 
 # %% ../../nbs/69_models.evaluation.ipynb #c2c00df4
+def _feature_layer(model, side: float):
+    """The last layer with feature maps of so many pixels a side; where there is none, the last one with 2 x 2."""
+    shapes = [() if isinstance(layer, layers.InputLayer) else getattr(layer.output, "shape", ()) for layer in model.layers]
+    spatial = [(min(shape[1:3]), layer) for layer, shape in zip(model.layers, shapes, strict=True) if len(shape) == 4 and min(shape[1:3]) >= 2]
+    large = [layer for least, layer in spatial if least >= side] or [layer for _, layer in spatial]
+    if not large:
+        raise ValueError(f"expected a model with feature maps of 2 x 2 or more, got {model.name} without: choose another model or a larger crop")
+    return large[-1]
+
+# %% ../../nbs/69_models.evaluation.ipynb #ca3b275a
 def activation_maps(model, crop: np.ndarray, n_maps: int = 32, batch_size: int = 32) -> np.ndarray:
     """Where in a crop each location is seen.
 
     Parameters
     ----------
     model : keras.Model
-        A classifier; its last layer with an output (B, H, W, D) of at least 2 x 2 gives the feature maps.
+        A classifier. The feature maps are those of its last layer that has them at least a quarter as large as the crop: deeper
+        ones know more, but no longer where.
     crop : ndarray, (h, w, C), uint8 or float
         In 0 to 255.
     n_maps : int
@@ -228,7 +239,7 @@ def activation_maps(model, crop: np.ndarray, n_maps: int = 32, batch_size: int =
     Returns
     -------
     ndarray, (h, w, L), float32
-        From 0, not seen here, to 1; all 0 where no part of the crop makes the location more likely.
+        From 0, not seen here, to 1; 0 where the crop is black, and where no part of it makes the location more likely.
 
     Raises
     ------
@@ -239,12 +250,9 @@ def activation_maps(model, crop: np.ndarray, n_maps: int = 32, batch_size: int =
     ------
     Wang et al. 2020, Score-CAM, arXiv:1910.01279.
     """
-    shapes = [() if isinstance(layer, layers.InputLayer) else getattr(layer.output, "shape", ()) for layer in model.layers]
-    spatial = [layer for layer, shape in zip(model.layers, shapes, strict=True) if len(shape) == 4 and min(shape[1:3]) >= 2]
-    if not spatial:
-        raise ValueError(f"expected a model with feature maps of 2 x 2 or more, got {model.name} without: choose another model or a larger crop")
+    features_of = _feature_layer(model, min(np.shape(crop)[:2]) / 4)
     crop = np.asarray(crop, np.float32)
-    features = np.asarray(keras.Model(model.input, spatial[-1].output)(crop[None], training=False))[0]
+    features = np.asarray(keras.Model(model.input, features_of.output)(crop[None], training=False))[0]
     chosen = features[..., np.argsort(-features.std((0, 1)), kind="stable")[:n_maps]].astype(np.float32)
     large = np.asarray(ops.image.resize(chosen, crop.shape[:2], interpolation="bilinear"))
     low, high = large.min((0, 1)), large.max((0, 1))
@@ -252,6 +260,6 @@ def activation_maps(model, crop: np.ndarray, n_maps: int = 32, batch_size: int =
     shown = np.concatenate([crop[None] * 0, masks[..., None] * crop])
     scores = np.concatenate([np.asarray(model(shown[i : i + batch_size], training=False)) for i in range(0, len(shown), batch_size)])
     gains = np.maximum(scores[1:] - scores[0], 0)  # (K, L)
-    maps = np.einsum("khw,kl->hwl", masks, gains)
-    maps -= maps.min((0, 1))
+    maps, seen = np.einsum("khw,kl->hwl", masks, gains), (crop > 0).any(axis=2)[..., None]
+    maps = np.where(seen, maps - np.where(seen, maps, np.inf).min((0, 1)), 0)  # what is black is not of the cell
     return (maps / np.maximum(maps.max((0, 1)), 1e-9)).astype(np.float32)
