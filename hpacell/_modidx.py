@@ -1570,6 +1570,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'hpacell/models/evaluation.py'),
                                            'hpacell.models.evaluation._describe_scores': ( 'models.evaluation.html#_describe_scores',
                                                                                            'hpacell/models/evaluation.py'),
+                                           'hpacell.models.evaluation._feature_layer': ( 'models.evaluation.html#_feature_layer',
+                                                                                         'hpacell/models/evaluation.py'),
                                            'hpacell.models.evaluation._keep': ( 'models.evaluation.html#_keep',
                                                                                 'hpacell/models/evaluation.py'),
                                            'hpacell.models.evaluation._test_cells': ( 'models.evaluation.html#_test_cells',

@@ -12,7 +12,7 @@ import yaml
 
 from hpacell.cli import main
 from hpacell.pipeline import runs as runs_module
-from hpacell.pipeline.plan import FOR_ALL, ONE_MEANING, read_plan
+from hpacell.pipeline.plan import FOR_ALL, ONE_MEANING, OWN_MEANING, read_plan
 from hpacell.pipeline.runs import RunError, list_runs, run
 from hpacell.pipeline.templates import check_parameters, list_workflows, workflow_folder, workflow_parameters
 
@@ -265,8 +265,8 @@ def test_one_key_for_several_workflows(tmp_path):
 def test_a_shared_name_means_one_thing_or_is_known_to_be_two():
     names = [name for workflow in list_workflows() for name in workflow_parameters(workflow)]
     shared = {name for name in names if names.count(name) > 1}
-    assert shared - {*ONE_MEANING, *FOR_ALL} == {"model"}
-    for name in shared - {"model"}:
+    assert shared == {*ONE_MEANING, *FOR_ALL, *OWN_MEANING}
+    for name in shared - {*OWN_MEANING}:
         assert len({workflow_parameters(workflow)[name].kind for workflow in list_workflows() if name in workflow_parameters(workflow)}) == 1
 
 

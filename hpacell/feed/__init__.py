@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "bags": ["make_bags"],
         "export": ["export_store"],
         "foreign": ["import_boxes", "import_crops"],
+        "patches": ["PatchFeed"],
         "verify": ["verify_store"],
     },
 )

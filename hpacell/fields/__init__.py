@@ -10,6 +10,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "picture": ["composite", "draw_outlines"],
         "duplicates": ["group_duplicates", "read_duplicates"],
         "catalog": ["catalog_fields", "read_labels", "split_fields", "split_folds"],
+        "intensity": ["normalise_intensity", "to_channels"],
+        "tiles": ["blend_tiles", "tile_windows"],
         "simulate": ["simulate_field", "simulate_fields"],
     },
 )

@@ -1,4 +1,4 @@
-"""Classifiers: zoo, training, evaluation."""
+"""Classifiers and segmenters: zoo, training, evaluation."""
 
 import lazy_loader
 
@@ -11,6 +11,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "card": ["TrainedClassifier", "load_classifier"],
         "weak": ["make_bag_model", "pool_cells"],
         "training": ["train_classifier"],
+        "watershed": ["make_maps", "watershed_cells"],
+        "unet": ["UNetConfig"],
+        "segmenter": ["SegmenterSettings", "TrainedSegmenter", "load_segmenter", "split_labelled", "train_segmenter"],
         "evaluation": ["activation_maps", "evaluate_classifier"],
     },
 )
