@@ -9,6 +9,7 @@ __all__ = ['METHODS', 'BORDERS', 'COMPRESSIONS', 'LAYOUTS', 'CONVERTED', 'OVERLA
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 # %% ../nbs/98_arguments.ipynb #719ec3e4
 class Parser(argparse.ArgumentParser):
@@ -19,7 +20,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"hpacell: {message}; see {self.prog} --help\n")
 
 # %% ../nbs/98_arguments.ipynb #fc6d68ba
-METHODS = ("classical",)
+METHODS = ("auto", "classical", "unet", "maskrcnn")
 BORDERS = ("keep", "nuclei", "cells")
 COMPRESSIONS = ("none", "zstd", "auto")
 LAYOUTS = ("auto", "labels", "dsb2018", "dsb2018_csv", "coco", "ctc", "plain", "simulated")
@@ -38,6 +39,13 @@ def _one_of(name: str, known: Sequence[str]) -> dict:
         return text
 
     return {"type": checked, "choices": known}
+
+# %% ../nbs/98_arguments.ipynb #5cf20442
+def _method(text: str) -> str:
+    """A type of argument: a segmentation method, or the folder of a trained one."""
+    if text not in METHODS and not any(Path(text, *inner, "card.json").is_file() for inner in ((), ("model",))):
+        raise argparse.ArgumentTypeError(f"expected a method among {', '.join(METHODS)}, or the folder of a trained segmenter, got {text!r}")
+    return text
 
 # %% ../nbs/98_arguments.ipynb #f960c6a0
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -107,7 +115,10 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 # %% ../nbs/98_arguments.ipynb #81bb3265
 def _add_method(parser: argparse.ArgumentParser) -> None:
     """--method and --border."""
-    parser.add_argument("--method", default="classical", help="how cells are found (default: classical)", **_one_of("method", METHODS))
+    parser.add_argument(
+        "--method", default="auto", type=_method, metavar="METHOD",
+        help=f"how cells are found: {', '.join(METHODS)}, or the folder of a segmenter that you trained (default: auto, the best that is measured)",
+    )  # fmt: skip
     parser.add_argument(
         "--border", default="keep", **_one_of("border rule", BORDERS),
         help="cells cut off by the edge of the field: keep them, or drop those whose nucleus (nuclei) or any part (cells) touches it (default: keep)",

@@ -449,9 +449,10 @@ def test_a_feed_with_augmentation_reads_bytes_and_gives_numbers(tmp_path):
     with StoreWriter(tmp_path / "store", (8, 8, 4), ("microtubules", "protein", "nucleus", "er"), {}) as writer:
         writer.add("key", {"field_id": "f", "labels": "cytosol"}, pd.DataFrame({"field_id": ["f"] * 6, "labels": "cytosol"}), crops)
         store = writer.finish()
+    found = []
     for kind in ("uint8", "float32"):
-        plan = BatchPlan(store, ["cytosol"], batch_size=4, dtype=kind)
-        first, second = (batch[0].numpy() for batch in batches_of(plan, ["flip", "intensity"]))
-        assert first.dtype == np.float32 and len(first) == 4 and len(second) == 2
-        kept = (first, second) if kind == "uint8" else kept
-        np.testing.assert_array_equal(first, kept[0])
+        batches = batches_of(BatchPlan(store, ["cytosol"], batch_size=4, dtype=kind), ["flip", "intensity"])
+        found.append([batch[0].numpy() for batch in batches])
+    assert [(len(crops), crops.dtype) for crops in found[0]] == [(4, np.float32), (2, np.float32)]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -15,12 +15,12 @@ import pytest
 from hpacell import cli
 from hpacell.arguments import BORDERS, COMPRESSIONS, EXPORTS, METHODS, make_parser
 from hpacell.cells.nuclei import BORDERS as KNOWN_BORDERS
-from hpacell.cells.segmentation import SEGMENTERS
 from hpacell.cli import COMMANDS, main
 from hpacell.feed import shards
 from hpacell.feed.export import EXPORT_FORMATS
 from hpacell.feed.store import read_store
 from hpacell.fields.simulate import simulate_fields
+from hpacell.pipeline import segmenters
 from hpacell.pipeline.extract import ExtractSettings, extract_fields
 
 
@@ -87,7 +87,7 @@ def test_help_is_for_beginners(capsys):
 
 
 def test_choices_are_those_of_the_library():
-    assert METHODS == tuple(SEGMENTERS)
+    assert METHODS == segmenters.METHODS
     assert BORDERS == KNOWN_BORDERS
     assert COMPRESSIONS == (*shards.COMPRESSIONS, "auto")
     assert EXPORTS == tuple(EXPORT_FORMATS)
@@ -96,7 +96,7 @@ def test_choices_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["segment", "a", "--out", "b", "--method", "magic"], "expected a method among classical, got 'magic'"),
+        (["segment", "a", "--out", "b", "--method", "magic"], "expected a method among auto, classical, unet, maskrcnn, or the folder of a trained segmenter, got 'magic'"),
         (["extract", "a", "--out", "b", "--border", "no"], "expected a border rule among keep, nuclei, cells, got 'no'"),
         (["extract", "a", "--out", "b", "--bits", "7"], "expected a whole number from 8 to 16, got 7"),
         (["export", "a", "--out", "b", "--to", "zip"], "expected a form among tfrecord, webdataset, png, hdf5, zarr, got 'zip'"),

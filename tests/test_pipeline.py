@@ -196,7 +196,7 @@ def test_command_line(fields, model, tmp_path, capsys):
     [
         (["extract", "NOWHERE", "--out", "OUT"], "NOWHERE"),
         (["extract", "EMPTY", "--out", "OUT"], "EMPTY"),
-        (["segment", "FIELDS", "--out", "OUT", "--method", "magic"], "expected a method among classical"),
+        (["segment", "FIELDS", "--out", "OUT", "--method", "magic"], "expected a method among auto, classical"),
         (["segment", "FIELDS", "--out", "OUT", "--border", "sideways"], "border"),
         (["extract", "FIELDS", "--out", "OUT", "--size", "2"], "expected a crop size"),
         (["extract", "FIELDS", "--out", "OUT", "--labels", "NOLABELS"], "NOLABELS"),

@@ -32,6 +32,7 @@ from ..fields.read import FieldError, FieldSource, bits_of, find_fields, read_fi
 from ..files import fingerprint, is_remote, path_exists, read_json, write_json
 from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key
+from .segmenters import processes_for
 from .signatures import KnownContents, file_times
 from ..progress import progress
 from ..settings import read_settings
@@ -138,6 +139,7 @@ def extract_fields(
     settings = settings or ExtractSettings()
     sources = find_fields(fields, pattern=pattern, channels=channels)
     check_has_nucleus(sources)
+    workers = processes_for(settings.method, sources, workers)
     if workers_of(workers, sources) > 1:
         prepare_workers(__name__)
     catalog = catalog_fields(sources, read_labels(labels) if labels else None)

@@ -18,9 +18,10 @@ import pandas as pd
 import hpacell
 from ..cells.crops import crop_cells
 from ..cells.measurements import measure_cells
-from ..cells.segmentation import SEGMENTERS, SegmentationSettings
+from ..cells.segmentation import SegmentationSettings
 from ..fields.read import MAX_PIXELS, Field, FieldSource, read_field, to_uint8
 from ..files import fingerprint
+from .segmenters import check_method, method_signature, segmenter_of
 
 # %% ../../nbs/89_pipeline.field.ipynb #ecf61153
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ExtractSettings:
     crop_size : int
         Side of a crop, pixels.
     method : str
-        Name in `hpacell.cells.segmentation.SEGMENTERS`.
+        Name in `hpacell.pipeline.segmenters.METHODS`, or the folder of a trained segmenter.
     border : str
         What happens to cells at the border of the field, see `hpacell.cells.segmentation.SegmentationSettings`.
     clear_outside : bool
@@ -52,7 +53,7 @@ class ExtractSettings:
     """
 
     crop_size: int = 128
-    method: str = "classical"
+    method: str = "auto"
     border: str = "keep"
     clear_outside: bool = True
     clean_protein: bool = True
@@ -64,8 +65,7 @@ class ExtractSettings:
             raise ValueError(f"expected a crop size from 8 to 4096 pixels, got {self.crop_size}: choose one in between")
         if self.bits and not 8 <= self.bits <= 16:
             raise ValueError(f"expected 8 to 16 bits, or 0, got {self.bits}: give the depth of the camera")
-        if self.method not in SEGMENTERS:
-            raise ValueError(f"expected a method among {', '.join(SEGMENTERS)}, got {self.method!r}: choose one of them")
+        check_method(self.method)
         SegmentationSettings(border=self.border)  # refuses an unknown rule
 
 # %% ../../nbs/89_pipeline.field.ipynb #91aab222
@@ -110,7 +110,7 @@ def cut_field(field: Field, settings: ExtractSettings | None = None, labels: str
         Its cells; none is no error.
     """
     settings = settings or ExtractSettings()
-    segmented = SEGMENTERS[settings.method](field.image, channels=field.channels, pixel_um=field.pixel_um, border=settings.border)
+    segmented = segmenter_of(settings.method)(field.image, channels=field.channels, pixel_um=field.pixel_um, border=settings.border)
     # A field with nothing but nuclei yields nuclei: they stand where the cells would.
     cells = segmented.nuclei if segmented.cells is None else segmented.cells
     table = measure_cells(field.image, cells, nuclei=segmented.nuclei, channels=field.channels, field_id=field.field_id, labels=labels, pixel_um=field.pixel_um)  # fmt: skip
@@ -202,4 +202,4 @@ def field_key(source: FieldSource, content: str, settings: ExtractSettings) -> s
 def _made_by(settings: ExtractSettings) -> dict:
     """The settings that show in the result, and the code."""
     shown = {name: value for name, value in asdict(settings).items() if name != "max_pixels"}
-    return {**shown, "code": code_version()}
+    return {**shown, "method": method_signature(settings.method), "code": code_version()}

@@ -17,7 +17,7 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from ..cells.segmentation import SEGMENTERS, SegmentationSettings
+from ..cells.segmentation import SegmentationSettings
 from ..fields.find import check_has_nucleus
 from ..fields.picture import write_png
 from ..fields.read import MAX_PIXELS, FieldSource, find_fields, read_field
@@ -26,12 +26,13 @@ from ..files import check_local, fingerprint, write_table
 from ..masks.labels import label_ids
 from .engine import map_items, workers_of
 from .field import code_version
+from .segmenters import check_method, method_signature, processes_for, segmenter_of
 from .signatures import source_signature
 from ..progress import progress
 
 # %% ../../nbs/94_pipeline.segment.ipynb #1db532b6
 def segment_source(
-    source: FieldSource, out: str, method: str = "classical", border: str = "keep", max_pixels: int = MAX_PIXELS
+    source: FieldSource, out: str, method: str = "auto", border: str = "keep", max_pixels: int = MAX_PIXELS
 ) -> dict:
     """Segment one field and write its label images.
 
@@ -42,7 +43,7 @@ def segment_source(
     out : str
         Folder for the label images.
     method : str
-        Name in `hpacell.cells.segmentation.SEGMENTERS`.
+        Name in `hpacell.pipeline.segmenters.METHODS`, or the folder of a trained segmenter.
     border : str
         What happens to cells at the border, see `hpacell.cells.segmentation.SegmentationSettings`.
     max_pixels : int
@@ -61,7 +62,7 @@ def segment_source(
         More cells than 16 bits can number.
     """
     field = read_field(source, max_pixels=max_pixels)
-    found = SEGMENTERS[method](field.image, channels=field.channels, pixel_um=field.pixel_um, border=border)
+    found = segmenter_of(method)(field.image, channels=field.channels, pixel_um=field.pixel_um, border=border)
     row = {"field_id": field.field_id, "height": field.image.shape[0], "width": field.image.shape[1]}
     for kind, labels in (("nuclei", found.nuclei), ("cells", found.cells)):
         row[f"n_{kind}"] = None if labels is None else len(label_ids(labels))
@@ -98,7 +99,7 @@ class SegmentReport:
 def segment_fields(
     fields: str | Path,
     out: str | Path,
-    method: str = "classical",
+    method: str = "auto",
     border: str = "keep",
     pattern: str | None = None,
     channels: Sequence[str] | None = None,
@@ -117,7 +118,7 @@ def segment_fields(
     pattern, channels : optional
         Naming of the files, see `hpacell.fields.read.find_fields`.
     workers : int
-        Processes; 0 takes one for each core.
+        Processes; 0 takes one for each core, or a single one for a network.
 
     Returns
     -------
@@ -131,8 +132,7 @@ def segment_fields(
     ValueError
         An unknown method or border rule, or a table of fields that would be written over.
     """
-    if method not in SEGMENTERS:
-        raise ValueError(f"expected a method among {', '.join(SEGMENTERS)}, got {method!r}: choose one of them")
+    check_method(method)
     SegmentationSettings(border=border)  # refuses an unknown rule, before any field is read
     sources = find_fields(fields, pattern=pattern, channels=channels)
     check_has_nucleus(sources)
@@ -168,7 +168,7 @@ def _segment_all(
         # Its label images are about to be written over: from now on what they were does not count.
         file.write("".join(["\n", *(json.dumps({"field_id": source.field_id, "key": ""}) + "\n" for source in todo)]) if todo else "")
         file.flush()
-        for outcome in progress(map_items(work, todo, workers_of(workers, todo)), len(todo), "segment"):
+        for outcome in progress(map_items(work, todo, workers_of(processes_for(method, todo, workers), todo)), len(todo), "segment"):
             if outcome.error:
                 bad.append((outcome.item.field_id, outcome.error))
                 continue
@@ -181,7 +181,7 @@ def _segment_all(
 def _key(source: FieldSource, method: str, border: str) -> str:
     """What a field's label images depend on; empty for files that may change unseen."""
     signature = source_signature(source)
-    return fingerprint([source.field_id, list(source.channels), signature, method, border, code_version()]) if signature else ""
+    return fingerprint([source.field_id, list(source.channels), signature, method_signature(method), border, code_version()]) if signature else ""
 
 # %% ../../nbs/94_pipeline.segment.ipynb #dac23571
 def _finished(out: Path) -> dict[str, dict]:

@@ -1,0 +1,152 @@
+"""Segmenters by name: what auto means, what a network is shown, and that nuclei and cells keep their numbers."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from scipy import ndimage
+
+import hpacell.pipeline.segmenters as segmenters
+from hpacell.cells.segmentation import segment_cells, segment_nuclei
+from hpacell.cli import main
+from hpacell.fields.simulate import simulate_field
+from hpacell.models.segmenter_card import shipped_segmenters
+from hpacell.pipeline.extract import ExtractSettings, extract_fields
+from hpacell.pipeline.segment import segment_fields
+from hpacell.pipeline.segmenters import METHODS, check_method, method_for, method_signature, nuclear_picture, processes_for, segmenter_of
+from hpacell.vocabulary import CHANNELS
+
+
+class Threshold:
+    """A segmenter that takes connected bright pixels for nuclei or cells, and keeps what it was shown."""
+
+    def __init__(self, channels=("nucleus",), n_channels=1):
+        self.channels, self.n_channels, self.shown = channels, n_channels, []
+
+    def segment(self, image):
+        self.shown.append(image)
+        bright = image.max(axis=2) > 40
+        labels, n = ndimage.label(ndimage.binary_opening(bright, iterations=2))
+        return labels.astype(np.int32), np.ones(n, np.float32)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The folder of a segmenter of nuclei; what it is shown is kept."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "card.json").write_text(json.dumps({"kind": "segmenter"}))
+    monkeypatch.setattr(segmenters, "_load", lambda method, made=Threshold(): made)
+    return str(tmp_path / "own")
+
+
+@pytest.fixture(scope="module")
+def field():
+    return simulate_field(seed=1, size=(256, 256)).field
+
+
+def test_a_whole_cell_is_for_the_classical_method_and_nuclei_alone_for_the_learned(monkeypatch, tmp_path):
+    assert method_for("auto", CHANNELS) == "classical" and method_for("maskrcnn", CHANNELS) == "maskrcnn"
+    (tmp_path / f"{segmenters.AUTO}_nuclei").mkdir()
+    monkeypatch.setattr(segmenters, "_SHIPPED", tmp_path)
+    assert method_for("auto", ("nucleus",)) == "classical"  # nothing lies there
+    (tmp_path / f"{segmenters.AUTO}_nuclei" / "card.json").write_text("{}")
+    assert method_for("auto", ("nucleus",)) == segmenters.AUTO
+
+
+def test_what_comes_with_the_package_is_what_can_be_named():
+    assert {f"{method}_nuclei" for method in segmenters.LEARNED} == set(shipped_segmenters())
+
+
+@pytest.mark.parametrize("name", ["magic", "", "unett"])
+def test_an_unknown_method_is_refused_everywhere(name, tmp_path):
+    for refuse in (check_method, segmenter_of, ExtractSettings().__class__):
+        with pytest.raises(ValueError, match="expected a method among auto, classical, unet, maskrcnn, or the folder"):
+            refuse(**{"method": name})
+
+
+def test_other_weights_are_another_method(own, tmp_path):
+    before = method_signature(own)
+    (tmp_path / "own" / "card.json").write_text(json.dumps({"kind": "segmenter", "weights_blake2b": "other"}))
+    assert method_signature(own) != before and method_signature("classical") == "classical"
+    assert len({method_signature(method) for method in METHODS}) == len(METHODS)
+
+
+def test_a_network_works_in_one_process_unless_more_are_asked_for():
+    nuclei, whole = SimpleNamespace(channels=("nucleus",)), SimpleNamespace(channels=CHANNELS)
+    assert processes_for("classical", [nuclei], 0) == 0 and processes_for("auto", [whole], 0) == 0
+    assert processes_for("maskrcnn", [whole], 0) == 1 and processes_for("maskrcnn", [whole], 3) == 3
+
+
+def test_nuclei_of_a_network_get_their_cells_and_both_the_same_numbers(own, field):
+    found = segmenter_of(own)(field.image, channels=field.channels)
+    nuclei, _ = Threshold().segment(field.image[..., [2]])
+    np.testing.assert_array_equal(found.nuclei > 0, nuclei > 0)
+    np.testing.assert_array_equal(found.cells, segment_cells(field.image, found.nuclei, field.channels))
+    assert found.nuclei.max() == found.cells.max() > 5
+    assert segmenter_of(own)(field.image[..., [2]], channels=["nucleus"]).cells is None
+
+
+@pytest.mark.parametrize("border", ["nuclei", "cells"])
+def test_the_border_rule_holds_for_networks_too(own, field, border):
+    kept, found = (segmenter_of(own)(field.image, channels=field.channels, border=rule) for rule in ("keep", border))
+    edge = found.nuclei if border == "nuclei" else found.cells
+    assert not np.concatenate([edge[0], edge[-1], edge[:, 0], edge[:, -1]]).any()
+    assert 0 < found.nuclei.max() < kept.nuclei.max()
+    assert sorted(np.unique(found.nuclei)) == list(range(found.nuclei.max() + 1))
+
+
+def test_cells_of_a_network_get_what_lies_in_them_of_the_nuclei(tmp_path, monkeypatch, field):
+    (tmp_path / "card.json").write_text("{}")
+    network = Threshold(CHANNELS, 4)
+    monkeypatch.setattr(segmenters, "_load", lambda method: network)
+    found = segmenter_of(str(tmp_path))(field.image[..., ::-1], channels=field.channels[::-1])
+    np.testing.assert_array_equal(network.shown[0], field.image)  # in the order that the network knows
+    nuclei = segment_nuclei(field.image, field.channels)
+    inside = (found.nuclei > 0) & (found.cells > 0)
+    np.testing.assert_array_equal(found.nuclei[inside], found.cells[inside])
+    assert not (found.nuclei > 0)[nuclei == 0].any() and found.cells.max() > 0
+    with pytest.raises(ValueError, match="expected the channels microtubules, protein, nucleus, er.*got no microtubules"):
+        segmenter_of(str(tmp_path))(field.image[..., 1:], channels=field.channels[1:])
+
+
+def test_a_stained_section_is_shown_in_all_its_colours(own, field):
+    stained = 255 - field.image[..., [2, 2, 2]] // 2
+    channels = ("microtubules", "protein", "nucleus")
+    assert nuclear_picture(stained, channels).shape[-1] == 3
+    np.testing.assert_array_equal(nuclear_picture(field.image, field.channels)[..., 0], field.image[..., 2])
+    found = segmenter_of(own)(stained, channels=channels)
+    assert found.cells is None and segmenters._load(own).shown[-1].shape[-1] == 3
+
+
+def test_fields_are_segmented_and_extracted_by_a_segmenter_of_ones_own(own, field, tmp_path):
+    (tmp_path / "fields").mkdir()
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / "fields" / f"f{i}.png"), np.roll(field.image[..., 2], 40 * i, axis=0))
+        os.utime(tmp_path / "fields" / f"f{i}.png", (1e9, 1e9))  # what was written a moment ago may still change
+    report = segment_fields(tmp_path / "fields", tmp_path / "out", method=own)
+    assert report.n_made == 2 and (report.fields["n_nuclei"] > 5).all()
+    assert segment_fields(tmp_path / "fields", tmp_path / "out", method=own).n_made == 0
+    store = extract_fields(tmp_path / "fields", tmp_path / "store", settings=ExtractSettings(32, method=own)).store
+    assert len(store) == report.fields["n_nuclei"].sum() and store.manifest["parameters"]["method"] == own
+
+
+@pytest.mark.parametrize("method", segmenters.LEARNED)
+def test_what_is_shipped_finds_nuclei_of_any_kind_of_field(method, shared_data, tmp_path, capsys):
+    """One image of each kind, an empty one and one that is no image: the batch goes on, and nothing comes back empty without a word."""
+    import pandas as pd
+
+    index = pd.read_csv(shared_data / "dsb2018" / "index.csv")
+    (tmp_path / "fields").mkdir()
+    for kind, images in index[index["height"] <= 400].groupby("kind"):
+        name = images["image_id"].iloc[0]
+        (tmp_path / "fields" / f"{kind}.png").symlink_to(shared_data / "dsb2018" / "images" / f"{name}.png")
+    cv2.imwrite(str(tmp_path / "fields" / "empty.png"), np.zeros((70, 90), np.uint8))
+    (tmp_path / "fields" / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    assert main(["segment", str(tmp_path / "fields"), "--out", str(tmp_path / "out"), "--method", method]) == 1
+    found = pd.read_csv(tmp_path / "out" / "segmentation.csv").set_index("field_id")
+    assert found.loc["empty", "n_nuclei"] == 0
+    assert (found.drop("empty")["n_nuclei"] >= 5).all(), found
+    assert pd.read_csv(tmp_path / "out" / "quarantine.csv")["field_id"].tolist() == ["damaged"]
