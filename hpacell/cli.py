@@ -95,6 +95,9 @@ def _segment(arguments: argparse.Namespace) -> int:
     if report.fields["n_cells"].notna().any():
         found += f" and {count_of(report.fields['n_cells'].sum(), 'cell')}"
     print(f"{found} of {count_of(len(report.fields), 'field')} in {report.folder}")
+    empty = report.fields.loc[report.fields["n_nuclei"] == 0, "field_id"].tolist()
+    if empty:
+        print(f"no nuclei in {count_of(len(empty), 'field')}: {', '.join(empty[:5])}{', …' * (len(empty) > 5)}", file=sys.stderr)
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
 
 # %% ../nbs/99_cli.ipynb #4335c90c

@@ -52,7 +52,7 @@ def said(capsys) -> str:
 
 
 def test_every_command_is_in_the_table_of_contents():
-    assert list(parsers()) == ["demo", "simulate", "explore", "segment", "extract", "verify", "export", "import", "train", "predict", "score", "run", "sweep", "runs", "compare"]
+    assert list(parsers()) == ["demo", "simulate", "explore", "segment", "extract", "verify", "export", "import", "convert", "train", "predict", "score", "run", "sweep", "runs", "compare"]
     assert set(COMMANDS) == set(parsers())
 
 
@@ -82,7 +82,7 @@ def test_help_is_for_beginners(capsys):
     assert all(len(line) <= 80 for line in shown.splitlines() if line.startswith("    ")), "one line for each command"
     main(["extract", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for word in ("nucleus takes that stain alone", "in the order of the file", "w1=nucleus", "{keep,nuclei,cells}", "{classical}", "8 to 16"):
+    for word in ("nucleus takes that stain alone", "in the order of the file", "w1=nucleus", "{keep,nuclei,cells}", "auto, classical, unet, maskrcnn", "8 to 16"):
         assert word in shown, word
 
 

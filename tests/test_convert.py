@@ -12,6 +12,7 @@ from hpacell.fields.picture import write_png
 from hpacell.masks.coco import read_coco
 from hpacell.masks.labels import OVERLAPS, relabel
 from hpacell.masks.layouts import LAYOUTS, WRITTEN, find_labelled
+from hpacell.pipeline.convert import convert_labelled
 
 
 @pytest.fixture
@@ -94,3 +95,16 @@ def test_folders_of_the_bowl(shared_data, tmp_path):
         image, labels = after[names[one.image_id].removesuffix(".tif").replace("/", "_")].read()
         np.testing.assert_array_equal(image, one.read()[0])
         np.testing.assert_array_equal(labels, one.read()[1])
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path):
+    source = tmp_path / "a.json"
+    mask = {"size": [8, 8], "counts": [9, 3, 52]}
+    content = {"images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}], "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": mask, "iscrowd": 0}], "categories": [{"id": 1, "name": "cell"}]}
+    source.write_text(json.dumps(content))
+    before = source.read_bytes()
+    for out in (source, tmp_path / "b.json"):
+        (tmp_path / "b.json").write_text("mine")
+        with pytest.raises(ValueError, match="expected a new file or folder, got .*, which is there"):
+            convert_labelled(source, out, layout="coco", to="coco")
+    assert source.read_bytes() == before and (tmp_path / "b.json").read_text() == "mine"

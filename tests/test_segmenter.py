@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import h5py
 import nbformat
 import numpy as np
@@ -21,9 +22,9 @@ from hpacell.fields.simulate import simulate_field
 from hpacell.files import fingerprint
 from hpacell.masks.layouts import find_labelled
 from hpacell.models.card import UNFINISHED_NAME, WEIGHTS_NAME
-from hpacell.models.segmenter import SegmenterSettings, load_segmenter, mean_jaccard, split_labelled, train_segmenter
+from hpacell.models.segmenter import SegmenterSettings, _job, load_segmenter, mean_jaccard, split_labelled, train_segmenter
 from hpacell.models.segmenter_card import find_segmenter, load_method, make_config
-from hpacell.models.segmenter_recipe import METHODS, find_twins, pick_evenly
+from hpacell.models.segmenter_recipe import METHODS, find_twins, look_through, pick_evenly
 from hpacell.pipeline.runs import run
 
 SETTINGS = SegmenterSettings(
@@ -296,3 +297,38 @@ def test_importing_needs_no_other_method():
     code = "import sys, hpacell.models.segmenter_card as card; card.load_method('unet'); print('hpacell.maskrcnn.model' in sys.modules)"
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout.strip() == "False"
+
+
+def write_coco_set(folder, segmentation):
+    """A COCO file with three images: one whose only cell is `segmentation`, one good, one without a file."""
+    folder.mkdir(exist_ok=True)
+    cv2.imwrite(str(folder / "a.png"), np.arange(900, dtype=np.uint8).reshape(30, 30))
+    cv2.imwrite(str(folder / "b.png"), np.full((30, 30), 9, np.uint8))
+    box = [[2, 2, 12, 2, 12, 12, 2, 12]]
+    entries = [{"id": 7, "image_id": 1, "category_id": 1, "segmentation": segmentation}, {"id": 8, "image_id": 2, "category_id": 1, "segmentation": box}, {"id": 9, "image_id": 3, "category_id": 1, "segmentation": box}]
+    images = [{"id": i, "file_name": f"{name}.png", "width": 30, "height": 30} for i, name in enumerate("abc", 1)]
+    (folder / "a.json").write_text(json.dumps({"images": images, "annotations": entries, "categories": [{"id": 1, "name": "cell"}]}))
+    return find_labelled(folder / "a.json")
+
+
+def test_what_cannot_be_learned_from_is_left_out_and_named(tmp_path):
+    usable, problems, contents = look_through(write_coco_set(tmp_path / "set", [[2, 2, 2, 2]]))
+    assert [image.image_id for image in usable] == list(contents) and len(usable) == 1
+    told = problems.astype(str).agg(" ".join, axis=1)
+    assert told.str.contains("7").any() and told.str.contains("none of its cells can be used").any()
+    assert problems["image_id"].nunique() == 2  # and the one without a file
+
+
+def test_other_cells_make_another_training(tmp_path):
+    keys = []
+    for width in (10, 10, 14):
+        box = [[1, 1, width, 1, width, 10, 1, 10]]
+        images, _, contents = look_through(write_coco_set(tmp_path / "set", box))
+        keys.append(_job(images, SETTINGS, {image.image_id: "train" for image in images}, contents))
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(("method", "entries"), [("maskrcnn", {"score": "0.5"}), ("maskrcnn", {"widths": 32}), ("unet", {"filters": 8}), ("unet", {"stem": "8"})])
+def test_a_value_of_another_type_is_refused_with_its_name(method, entries):
+    with pytest.raises(ValueError, match=next(iter(entries))):
+        make_config(method, entries)

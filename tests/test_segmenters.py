@@ -1,7 +1,6 @@
 """Segmenters by name: what auto means, what a network is shown, and that nuclei and cells keep their numbers."""
 
 import json
-import os
 from types import SimpleNamespace
 
 import cv2
@@ -10,21 +9,23 @@ import pytest
 from scipy import ndimage
 
 import hpacell.pipeline.segmenters as segmenters
+import hpacell.pipeline.signatures as signatures
 from hpacell.cells.segmentation import segment_cells, segment_nuclei
 from hpacell.cli import main
 from hpacell.fields.simulate import simulate_field
+from hpacell.metrics.instances import jaccard
 from hpacell.models.segmenter_card import shipped_segmenters
 from hpacell.pipeline.extract import ExtractSettings, extract_fields
 from hpacell.pipeline.segment import segment_fields
-from hpacell.pipeline.segmenters import METHODS, check_method, method_for, method_signature, nuclear_picture, processes_for, segmenter_of
+from hpacell.pipeline.segmenters import check_method, method_for, method_signature, nuclear_picture, processes_for, segmenter_of
 from hpacell.vocabulary import CHANNELS
 
 
 class Threshold:
     """A segmenter that takes connected bright pixels for nuclei or cells, and keeps what it was shown."""
 
-    def __init__(self, channels=("nucleus",), n_channels=1):
-        self.channels, self.n_channels, self.shown = channels, n_channels, []
+    def __init__(self, channels=("nucleus",)):
+        self.channels, self.target, self.shown = channels, "nuclei" if channels == ("nucleus",) else "cells", []
 
     def segment(self, image):
         self.shown.append(image)
@@ -33,12 +34,17 @@ class Threshold:
         return labels.astype(np.int32), np.ones(n, np.float32)
 
 
+def write_card(folder, **entries):
+    (folder / "card.json").write_text(json.dumps({"kind": "segmenter", **entries}))
+    (folder / "model.weights.h5").write_bytes(b"")
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """The folder of a segmenter of nuclei; what it is shown is kept."""
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "card.json").write_text(json.dumps({"kind": "segmenter"}))
-    monkeypatch.setattr(segmenters, "_load", lambda method, made=Threshold(): made)
+    write_card(tmp_path / "own")
+    monkeypatch.setattr(segmenters, "_load", lambda method, signature, made=Threshold(): made)
     return str(tmp_path / "own")
 
 
@@ -69,9 +75,41 @@ def test_an_unknown_method_is_refused_everywhere(name, tmp_path):
 
 def test_other_weights_are_another_method(own, tmp_path):
     before = method_signature(own)
-    (tmp_path / "own" / "card.json").write_text(json.dumps({"kind": "segmenter", "weights_blake2b": "other"}))
+    write_card(tmp_path / "own", weights_blake2b="other")
     assert method_signature(own) != before and method_signature("classical") == "classical"
-    assert len({method_signature(method) for method in METHODS}) == len(METHODS)
+
+
+@pytest.mark.parametrize("spoilt", ["kind", "unfinished", "weights"])
+def test_a_folder_without_a_whole_segmenter_is_refused_once_and_before_any_field(own, tmp_path, spoilt, capsys):
+    if spoilt == "kind":
+        write_card(tmp_path / "own", kind="classifier")
+    elif spoilt == "unfinished":
+        (tmp_path / "own" / "unfinished.json").write_text("{}")
+    else:
+        (tmp_path / "own" / "model.weights.h5").unlink()
+    cv2.imwrite(str(tmp_path / "f.png"), np.zeros((32, 32), np.uint8))
+    assert main(["segment", str(tmp_path / "f.png"), "--out", str(tmp_path / "out"), "--method", own]) == 2
+    assert "expected a trained segmenter, got something else" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_retrained_segmenter_is_loaded_anew(tmp_path, monkeypatch):
+    write_card(tmp_path, weights_blake2b="one")
+    loaded = []
+    monkeypatch.setattr("hpacell.models.segmenter_card.load_segmenter", lambda folder: loaded.append(folder) or Threshold())
+    grey, method = np.zeros((40, 40, 1), np.uint8), str(tmp_path)
+    for signature in ("one", "one", "other"):
+        write_card(tmp_path, weights_blake2b=signature)
+        segmenter_of(method)(grey, channels=["nucleus"])
+    assert len(loaded) == 2
+
+
+def test_large_nuclei_are_looked_at_in_a_smaller_picture(own, field):
+    large = cv2.resize(field.image, None, fx=4, fy=4, interpolation=cv2.INTER_LINEAR)
+    found = segmenter_of(own)(large, channels=field.channels).nuclei
+    shown = segmenters._load(own, "").shown[-1]
+    assert shown.shape[0] < 512 and found.shape == large.shape[:2]
+    plain = segmenter_of(own)(field.image, channels=field.channels).nuclei
+    assert abs(found.max() - plain.max()) <= 2 and jaccard(cv2.resize(plain.astype(np.float32), found.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(int), found, 0.5) > 0.8
 
 
 def test_a_network_works_in_one_process_unless_more_are_asked_for():
@@ -99,9 +137,9 @@ def test_the_border_rule_holds_for_networks_too(own, field, border):
 
 
 def test_cells_of_a_network_get_what_lies_in_them_of_the_nuclei(tmp_path, monkeypatch, field):
-    (tmp_path / "card.json").write_text("{}")
-    network = Threshold(CHANNELS, 4)
-    monkeypatch.setattr(segmenters, "_load", lambda method: network)
+    write_card(tmp_path)
+    network = Threshold(CHANNELS)
+    monkeypatch.setattr(segmenters, "_load", lambda method, signature: network)
     found = segmenter_of(str(tmp_path))(field.image[..., ::-1], channels=field.channels[::-1])
     np.testing.assert_array_equal(network.shown[0], field.image)  # in the order that the network knows
     nuclei = segment_nuclei(field.image, field.channels)
@@ -118,14 +156,14 @@ def test_a_stained_section_is_shown_in_all_its_colours(own, field):
     assert nuclear_picture(stained, channels).shape[-1] == 3
     np.testing.assert_array_equal(nuclear_picture(field.image, field.channels)[..., 0], field.image[..., 2])
     found = segmenter_of(own)(stained, channels=channels)
-    assert found.cells is None and segmenters._load(own).shown[-1].shape[-1] == 3
+    assert found.cells is None and segmenters._load(own, "").shown[-1].shape[-1] == 3
 
 
-def test_fields_are_segmented_and_extracted_by_a_segmenter_of_ones_own(own, field, tmp_path):
+def test_fields_are_segmented_and_extracted_by_a_segmenter_of_ones_own(own, field, tmp_path, monkeypatch):
+    monkeypatch.setattr(signatures, "_TICK_NS", 0)  # files that were written a moment ago count as settled
     (tmp_path / "fields").mkdir()
     for i in range(2):
         cv2.imwrite(str(tmp_path / "fields" / f"f{i}.png"), np.roll(field.image[..., 2], 40 * i, axis=0))
-        os.utime(tmp_path / "fields" / f"f{i}.png", (1e9, 1e9))  # what was written a moment ago may still change
     report = segment_fields(tmp_path / "fields", tmp_path / "out", method=own)
     assert report.n_made == 2 and (report.fields["n_nuclei"] > 5).all()
     assert segment_fields(tmp_path / "fields", tmp_path / "out", method=own).n_made == 0

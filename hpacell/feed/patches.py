@@ -15,7 +15,7 @@ import numpy as np
 
 from .instance_augment import InstanceAugmenter, cut_patch, keep_visible
 from ..fields.intensity import intensity_range, scale_intensity, to_channels
-from ..masks.labels import check_labels
+from ..masks.labels import check_labels, relabel
 from ..masks.layouts import LabelledImage
 from ..memory import free_memory
 from ..progress import progress
@@ -35,7 +35,7 @@ def _read_source(image: LabelledImage, n_channels: int) -> _Source:
     pixels, labels = image.read()
     try:
         pixels = np.ascontiguousarray(to_channels(pixels, n_channels))
-        labels = check_labels(labels)
+        labels = relabel(check_labels(labels))
         ranges = intensity_range(pixels)
     except ValueError as error:
         raise ValueError(f"{image.image_id}: {error}") from None

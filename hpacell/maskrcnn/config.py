@@ -71,7 +71,7 @@ class MaskRCNNConfig:
     proposal_score : float
         Proposals below are not looked at, in use.
     score : float
-        Detections below are dropped.
+        Detections whose class probability, times the mean probability in their mask, is below are dropped.
     detection_iou : float
         Of two detected boxes that overlap more, the better stays.
     mask_overlap : float

@@ -293,6 +293,8 @@ def write_labelled(
     if layout not in WRITTEN:
         raise ValueError(f"expected a layout among {', '.join(WRITTEN)}, got {layout!r}: choose one of them")
     out = check_local(out, "labelled images")
+    if out.is_file():
+        raise ValueError(f"expected a new file or folder, got {out}, which is there: choose another, or remove it")
     written = WrittenImages(str(out), problems=list(problems))
     good = _read_good(images, written)
     if layout not in _FILES or out.suffix.lower() != _FILES[layout][0]:

@@ -30,7 +30,7 @@ from .blocks import keras
 from .card import CARD_NAME, CHECKPOINT_NAME, UNFINISHED_NAME, write_weights
 from .objectives import make_optimizer
 from .segmenter_card import TrainedSegmenter, find_segmenter, keep_weights, load_method, load_segmenter, make_config
-from .segmenter_recipe import SegmenterSettings, describe_images, pick_evenly, split_labelled
+from .segmenter_recipe import SegmenterSettings, describe_images, look_through, pick_evenly, split_labelled
 from ..progress import progress
 
 # %% ../../nbs/79_models.segmenter.ipynb #ffb0a14b
@@ -198,16 +198,17 @@ class _Training:
         self.board.flush()
 
     def tune(self) -> None:
-        """Choose what the method leaves to choose after the training, on the validation images that were looked at."""
+        """Choose what the method leaves to choose after the training, on training images: the others are for the scores."""
+        asked = pick_evenly(self.train, self.settings.valid_images or len(self.valid))
         if hasattr(self.method, "tune_config"):
-            pairs = [image.read() for image in self.looked]
+            pairs = [image.read() for image in asked]
             pixels, truths = [self._normalise(one) for one, _ in pairs], [truth for _, truth in pairs]
             self.config = self.method.tune_config(self.network, pixels, truths, self.config)[0]
         elif hasattr(self.method, "candidates"):
             tried = []
             for config in [self.config, *self.method.candidates(self.config)]:
                 self.config = config
-                tried.append((mean_jaccard(self.score(self.looked, ious=VALID_IOUS)), config))
+                tried.append((mean_jaccard(self.score(asked, ious=VALID_IOUS)), config))
             self.config = max(tried, key=lambda one: one[0])[1]
 
 # %% ../../nbs/79_models.segmenter.ipynb #c06e9d19
@@ -226,7 +227,8 @@ def train_segmenter(
     Parameters
     ----------
     images : sequence of LabelledImage
-        See `hpacell.masks.layouts.find_labelled`. Images without any cell may be among them.
+        See `hpacell.masks.layouts.find_labelled`. Images without any cell may be among them. What cannot be used is left
+        out and listed.
     folder : path
         Where weights, card and log go; made if missing. A training that was stopped there goes on after its last whole
         epoch, if images, settings and sides are the same; if not, it begins anew.
@@ -239,8 +241,8 @@ def train_segmenter(
     -------
     TrainedSegmenter
         With the weights that did best on the validation images. In the folder `log.csv` has a row per epoch,
-        ``tensorboard/`` the same for TensorBoard, `scores.csv` the scores of each validation image and `split.csv` the
-        sides. Until all is written, `unfinished.json` marks the folder, and `find_segmenter` refuses it.
+        ``tensorboard/`` the same for TensorBoard, `scores.csv` the scores of each validation image, `split.csv` the
+        sides and `problems.csv` what could not be used. Until all is written, `unfinished.json` marks the folder, and `find_segmenter` refuses it.
 
     Raises
     ------
@@ -248,8 +250,11 @@ def train_segmenter(
         Too few images, a side without any, an image that cannot be read as the settings say, or a loss that is not finite.
     """
     settings, folder = settings or SegmenterSettings(), check_local(folder, "a segmenter")
+    images, problems, contents = look_through(images)
+    for found in problems.head(5).itertuples():
+        print(f"left out: {found.image_id}, {found.where}: {found.reason}", file=sys.stderr)
     sides = _check_sides(images, sides or split_labelled(images, settings.valid_fraction, settings.seed))
-    job = _job(images, settings, sides)
+    job = _job(images, settings, sides, contents)
     if (former := _finished(folder, job)) is not None:
         return former
     training = _Training(images, folder, settings, sides)  # what cannot be built ends here, before anything is written
@@ -257,6 +262,7 @@ def train_segmenter(
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder)
         write_json(folder / UNFINISHED_NAME, job)
+    write_table(folder / "problems.csv", problems)
     training.run()
     return _finish(training, job, describe_images(images, sides), sides)
 
@@ -272,7 +278,7 @@ def _finish(training: _Training, job: dict, counts: dict, sides: Mapping[str, st
     write_table(folder / "split.csv", pd.DataFrame({"image_id": list(sides), "side": list(sides.values())}))
     card = {
         "kind": "segmenter", "method": settings.method, "config": json.loads(training.config.to_json()), "n_channels": settings.n_channels,
-        "channels": list(settings.channels), "training": asdict(settings), "data": {"n_images": counts, "ids": job["ids"]},
+        "channels": list(settings.channels), "target": settings.target or ("nuclei" if settings.channels == ("nucleus",) else "cells"), "training": asdict(settings), "data": {"n_images": counts, "ids": job["ids"]},
         "split": "by kind, images that look almost the same on one side; sides of all images in split.csv",
         "scores": _scores_of(scores), "n_weights": training.network.count_params(), "best_epoch": training.state["best_epoch"],
         "stopped": training.state["stopped"], "seconds": round(sum(row["seconds"] for row in training.state["log"]), 1), "keras": keras.__version__,
@@ -305,9 +311,9 @@ def _check_sides(images: Sequence[LabelledImage], sides: Mapping[str, str]) -> d
     return found
 
 # %% ../../nbs/79_models.segmenter.ipynb #2992f33c
-def _job(images: Sequence[LabelledImage], settings: SegmenterSettings, sides: Mapping[str, str]) -> dict:
-    """What makes two trainings the same one: settings, images, and which stands on which side."""
-    ids = fingerprint(sorted([image.image_id, image.kind, sides[image.image_id]] for image in images))
+def _job(images: Sequence[LabelledImage], settings: SegmenterSettings, sides: Mapping[str, str], contents: Mapping[str, str]) -> dict:
+    """What makes two trainings the same one: settings, images with their cells, and which stands on which side."""
+    ids = fingerprint(sorted([image.image_id, image.kind, sides[image.image_id], contents[image.image_id]] for image in images))
     return json.loads(json.dumps({"settings": asdict(settings), "n_images": len(images), "ids": ids, "keras": keras.__version__}))
 
 # %% ../../nbs/79_models.segmenter.ipynb #ac1ba4d4

@@ -69,7 +69,10 @@ def make_config(method: str, entries: Mapping[str, object]):
     ValueError
         No such method, an unknown entry, or a value that makes no network.
     """
-    return getattr(load_method(method), METHODS[method][1]).from_json(json.dumps(dict(entries)))
+    try:
+        return getattr(load_method(method), METHODS[method][1]).from_json(json.dumps(dict(entries)))
+    except TypeError as error:  # a text for a number, a number for a list
+        raise ValueError(f"expected entries of {method} in the types of its defaults, got {dict(entries)} ({error}): correct them") from None
 
 # %% ../../nbs/78_models.segmenter_card.ipynb #8c738818
 @dataclass(frozen=True)
@@ -107,6 +110,11 @@ class TrainedSegmenter:
     def channels(self) -> tuple[str, ...]:
         """What they are to show; empty where any image will do."""
         return tuple(self.card["channels"])
+
+    @property
+    def target(self) -> str:
+        """What it finds: "nuclei" or "cells"."""
+        return self.card.get("target", "cells")
 
     def segment(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cells of an image of any size.

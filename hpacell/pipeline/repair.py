@@ -22,6 +22,7 @@ from ..files import check_local, read_json
 from .engine import Outcome, map_items, workers_of
 from .extract import extract_fields, read_origin
 from .field import ExtractedField, ExtractSettings, code_version, extract_field
+from .segmenters import processes_for
 from ..progress import progress
 from ..vocabulary import count_of
 
@@ -176,7 +177,7 @@ def _cut_again(folder: Path, manifest: dict, lost: list[dict], workers: int) -> 
         raise ValueError(f"expected all damaged fields in {origin['fields']}, got none named {gone[0]}: bring it back, or run hpacell extract again")
     items = [(sources[record["field_id"]], record["labels"]) for record in lost]
     work = partial(_extract_item, settings=settings)
-    for record, outcome in zip(lost, map_items(work, items, workers_of(workers, items)), strict=True):
+    for record, outcome in zip(lost, map_items(work, items, workers_of(processes_for(settings.method, list(sources.values()), workers), items)), strict=True):
         yield _as_it_was(record, outcome)
 
 # %% ../../nbs/97_pipeline.repair.ipynb #c73b1692
