@@ -289,6 +289,7 @@ print("stepped under", keras.backend.backend())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_a_train_step_under_other_backends(backend, root):
     if importlib.util.find_spec(backend) is None:
