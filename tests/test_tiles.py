@@ -33,7 +33,7 @@ def test_blending_tiles_of_an_image_gives_the_image(height, width, size, data):
     windows = tile_windows((height, width), size, data.draw(st.integers(0, size - 1)))
     image = np.random.default_rng(height * 151 + width).random((height, width, 2))
     tiles = (image[row0:row1, col0:col1] for row0, col0, row1, col1 in windows)
-    np.testing.assert_allclose(blend_tiles(tiles, windows, (height, width)), image, atol=2e-6)
+    np.testing.assert_allclose(blend_tiles(tiles, windows, (height, width)), image, atol=2e-5)  # up to thousands of windows add up in 32 bits
 
 
 def test_blending_has_no_seam():
