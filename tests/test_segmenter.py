@@ -22,7 +22,14 @@ from hpacell.fields.simulate import simulate_field
 from hpacell.files import fingerprint
 from hpacell.masks.layouts import find_labelled
 from hpacell.models.card import UNFINISHED_NAME, WEIGHTS_NAME
-from hpacell.models.segmenter import SegmenterSettings, _job, load_segmenter, mean_jaccard, split_labelled, train_segmenter
+from hpacell.models.segmenter import (
+    SegmenterSettings,
+    _job,
+    load_segmenter,
+    mean_jaccard,
+    split_labelled,
+    train_segmenter,
+)
 from hpacell.models.segmenter_card import find_segmenter, load_method, make_config
 from hpacell.models.segmenter_recipe import METHODS, find_twins, look_through, pick_evenly
 from hpacell.pipeline.runs import run

@@ -17,7 +17,14 @@ from hpacell.metrics.instances import jaccard
 from hpacell.models.segmenter_card import shipped_segmenters
 from hpacell.pipeline.extract import ExtractSettings, extract_fields
 from hpacell.pipeline.segment import segment_fields
-from hpacell.pipeline.segmenters import check_method, method_for, method_signature, nuclear_picture, processes_for, segmenter_of
+from hpacell.pipeline.segmenters import (
+    check_method,
+    method_for,
+    method_signature,
+    nuclear_picture,
+    processes_for,
+    segmenter_of,
+)
 from hpacell.vocabulary import CHANNELS
 
 
@@ -44,7 +51,8 @@ def own(tmp_path, monkeypatch):
     """The folder of a segmenter of nuclei; what it is shown is kept."""
     (tmp_path / "own").mkdir()
     write_card(tmp_path / "own")
-    monkeypatch.setattr(segmenters, "_load", lambda method, signature, made=Threshold(): made)
+    made = Threshold()
+    monkeypatch.setattr(segmenters, "_load", lambda method, signature: made)
     return str(tmp_path / "own")
 
 

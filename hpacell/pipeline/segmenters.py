@@ -26,7 +26,7 @@ from ..vocabulary import CHANNELS
 # %% ../../nbs/88_pipeline.segmenters.ipynb #9142950b
 LEARNED = ("unet", "maskrcnn")  # come with the package, trained on nuclei
 METHODS = ("auto", *SEGMENTERS, *LEARNED)
-AUTO = "unet"  # for fields with nuclei alone
+AUTO = "maskrcnn"  # for fields with nuclei alone
 _SHIPPED = Path(hpacell.__file__).parent / "weights"
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #f5959db7
