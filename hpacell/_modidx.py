@@ -2228,6 +2228,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'hpacell/pipeline/segmenters.py'),
                                              'hpacell.pipeline.segmenters._folder_of': ( 'pipeline.segmenters.html#_folder_of',
                                                                                          'hpacell/pipeline/segmenters.py'),
+                                             'hpacell.pipeline.segmenters._has_bright_ground': ( 'pipeline.segmenters.html#_has_bright_ground',
+                                                                                                 'hpacell/pipeline/segmenters.py'),
                                              'hpacell.pipeline.segmenters._load': ( 'pipeline.segmenters.html#_load',
                                                                                     'hpacell/pipeline/segmenters.py'),
                                              'hpacell.pipeline.segmenters._segment_learned': ( 'pipeline.segmenters.html#_segment_learned',

@@ -196,3 +196,10 @@ def test_what_is_shipped_finds_nuclei_of_any_kind_of_field(method, shared_data, 
     assert found.loc["empty", "n_nuclei"] == 0
     assert (found.drop("empty")["n_nuclei"] >= 5).all(), found
     assert pd.read_csv(tmp_path / "out" / "quarantine.csv")["field_id"].tolist() == ["damaged"]
+
+
+def test_on_bright_ground_a_picture_keeps_its_size(own):
+    bright = np.full((300, 400, 1), 180, np.uint8)
+    cv2.circle(bright, (200, 150), 20, (90,), -1)
+    segmenter_of(own)(bright, channels=["nucleus"])
+    assert segmenters._load(own, "").shown[-1].shape == (300, 400, 1)

@@ -143,6 +143,12 @@ def _load(method: str, signature: str):
     return load_segmenter(_folder_of(method))
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #392777ee
+def _has_bright_ground(image: np.ndarray) -> bool:
+    """Whether most of every channel is bright: light that passed through, not light that the cells gave."""
+    seen = image[::4, ::4]
+    return bool(np.median(seen, axis=(0, 1)).min() > np.percentile(seen, 99.8) / 2)
+
+# %% ../../nbs/88_pipeline.segmenters.ipynb #1f397347
 def nuclear_picture(image: np.ndarray, channels: Sequence[str]) -> np.ndarray:
     """What a network that knows nuclei is to look at.
 
@@ -158,9 +164,7 @@ def nuclear_picture(image: np.ndarray, channels: Sequence[str]) -> np.ndarray:
     ndarray, (H, W, 1) or (H, W, 3)
         The channel of nuclei; of a colour picture on bright ground, a stained section, all three colours.
     """
-    seen = image[::4, ::4]
-    bright = image.shape[2] == 3 and np.median(seen, axis=(0, 1)).min() > np.percentile(seen, 99.8) / 2
-    return image if bright else image[..., [list(channels).index("nucleus")]]
+    return image if image.shape[2] == 3 and _has_bright_ground(image) else image[..., [list(channels).index("nucleus")]]
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #757ad83e
 LARGE, GOOD = 60, 40  # diameters of nuclei, pixels: from which on, and to which a picture is made smaller
@@ -176,7 +180,8 @@ def _shrink_for(nuclei: np.ndarray) -> float:
 def _find_nuclei(segmenter, image: np.ndarray, channels: Sequence[str], pixel_um: float | None) -> np.ndarray:
     """Nuclei by a network, (H, W) int32."""
     picture = nuclear_picture(image, channels)
-    scale = 1.0 if picture.shape[2] == 3 else _shrink_for(segment_nuclei(image, channels, pixel_um))
+    # On bright ground the classical method finds the ground.
+    scale = 1.0 if _has_bright_ground(picture) else _shrink_for(segment_nuclei(image, channels, pixel_um))
     if scale == 1:
         return segmenter.segment(picture)[0]
     size = tuple(max(1, round(side * scale)) for side in picture.shape[:2])
