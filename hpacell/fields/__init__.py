@@ -11,7 +11,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "duplicates": ["group_duplicates", "read_duplicates"],
         "catalog": ["catalog_fields", "read_labels", "split_fields", "split_folds"],
         "intensity": ["normalise_intensity", "to_channels"],
-        "tiles": ["blend_tiles", "tile_windows"],
+        "tiles": ["blend_tiles", "cut_tiles", "join_tiles", "tile_windows"],
+        "tissue": ["find_tissue", "tissue_window"],
+        "regions": ["open_regions"],
         "simulate": ["simulate_field", "simulate_fields"],
+        "slides": ["simulate_tissue", "simulate_tissues"],
     },
 )

@@ -12,5 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "labelled": ["LabelledImage"],
         "writers": ["write_labelled"],
         "layouts": ["find_labelled"],
+        "tissue": ["decode_tissue", "find_tissue_images", "read_tissue", "rings_mask"],
     },
 )
