@@ -20,14 +20,8 @@ from hpacell.fields.read import Field
 from hpacell.fields.simulate import simulate_field, simulate_fields
 from hpacell.figures.cells import figure_crops, figure_examples, figure_field, figure_outlines
 from hpacell.figures.curves import figure_confusion, figure_location_scores, figure_training
-from hpacell.figures.eda import (
-    figure_ages,
-    figure_cooccurrence,
-    figure_field_sizes,
-    figure_group_counts,
-    figure_label_counts,
-    figure_locations,
-)
+from hpacell.figures.donors import figure_ages, figure_field_sizes, figure_group_counts
+from hpacell.figures.eda import figure_cooccurrence, figure_label_counts, figure_locations
 from hpacell.figures.style import (
     COLOURS,
     HpacellRenderer,
@@ -37,6 +31,7 @@ from hpacell.figures.style import (
     use_hpacell_style,
     write_figure,
 )
+from hpacell.figures.words import organ_title
 from hpacell.vocabulary import CHANNELS, LOCATIONS, LOCATIONS_2018, location_title
 
 
@@ -125,6 +120,7 @@ def test_locations_outside_the_vocabularies_can_be_named():
 def test_hubmap_figures_agree_with_the_table(shared_data):
     path = shared_data / "hubmap" / "train_fold0_71rows.csv"
     raw, frame = pd.read_csv(path), read_labels(path)
+    raw["organ"] = raw["organ"].map(organ_title)
     assert bars(figure_group_counts(frame, "organ")) == raw["organ"].value_counts().to_dict()
     figure = figure_group_counts(frame, "organ", by="sex")
     for sex, rows in raw.groupby("sex"):
@@ -132,7 +128,7 @@ def test_hubmap_figures_agree_with_the_table(shared_data):
     assert bars(figure_group_counts(frame, "data_source")) == raw["data_source"].value_counts().to_dict()
     sizes = (raw["img_height"].astype(str) + " × " + raw["img_width"].astype(str)).value_counts()
     assert bars(figure_field_sizes(frame)) == sizes.to_dict()
-    boxes = {trace.name.split("<br>")[0]: trace for trace in figure_ages(frame).data}
+    boxes = {trace.name.split("<br>n")[0].replace("<br>", " "): trace for trace in figure_ages(frame).data}
     assert set(boxes) == set(raw["organ"])
     for organ, rows in raw.groupby("organ"):
         assert sorted(boxes[organ].y) == sorted(rows["age"])
@@ -148,8 +144,8 @@ def test_rare_sizes_become_one_bar_and_unknown_ones_are_named():
 
 def test_missing_groups_are_unknown():
     frame = pd.DataFrame({"organ": ["lung", None, "lung", ""], "sex": ["Male", "Male", None, None]})
-    assert bars(figure_group_counts(frame, "organ")) == {"lung": 2, "unknown": 2}
-    assert bars(figure_group_counts(frame, "organ", by="sex"), "unknown") == {"lung": 1, "unknown": 1}
+    assert bars(figure_group_counts(frame, "organ")) == {"Lung": 2, "unknown": 2}
+    assert bars(figure_group_counts(frame, "organ", by="sex"), "unknown") == {"Lung": 1, "unknown": 1}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +154,7 @@ def test_missing_groups_are_unknown():
         (lambda: figure_locations(pd.DataFrame({"Label": ["0"]})), "column 'labels', got \\['Label'\\]"),
         (lambda: figure_cooccurrence(pd.DataFrame({"labels": [None]})), "without labels"),
         (lambda: figure_field_sizes(pd.DataFrame({"height": [1]})), "known 'height' and 'width'"),
-        (lambda: figure_group_counts(pd.DataFrame({"sex": ["Male"]}), "organ"), "column 'organ', got \\['sex'\\]"),
+        (lambda: figure_group_counts(pd.DataFrame({"sex": ["Male"]}), "organ"), "column 'organ', got sex: choose"),
         (lambda: figure_ages(pd.DataFrame({"organ": ["lung"], "age": [None]})), "column 'age'"),
         (lambda: figure_training(pd.DataFrame({"epoch": [0]})), "'epoch' and 'loss'"),
         (lambda: figure_location_scores(pd.DataFrame({"n_pos": []})), "score_locations"),
@@ -358,7 +354,7 @@ def test_explore_with_images_and_labels(root, tmp_path):
     simulate_fields(tmp_path / "fields", 6, seed=3, size=96)
     bad = tmp_path / "fields" / "sim_3_00002_blue.png"
     bad.write_bytes(bad.read_bytes()[:200])
-    summary, text = explore(root, tmp_path, fields=str(tmp_path / "fields"), labels=str(tmp_path / "fields" / "labels.csv"), n_examples=6)
+    summary, text = explore(root, tmp_path, fields=str(tmp_path / "fields"), labels=str(tmp_path / "fields" / "labels.csv"), n_examples=6, changes=["flip", "mosaic"])
     labels = pd.read_csv(tmp_path / "fields" / "labels.csv", dtype=str)["Label"].str.split("|")
     assert summary["n_fields"] == summary["n_labelled"] == summary["n_files"] == 6
     assert summary["fields_per_location"] == {
@@ -366,7 +362,7 @@ def test_explore_with_images_and_labels(root, tmp_path):
     }
     assert summary["fields_per_label_count"] == {str(n): count for n, count in Counter(labels.str.len()).items()}
     assert summary["n_unreadable_examples"] == 1 and "not readable: sim_3_00002" in text
-    assert {"locations", "label_counts", "cooccurrence", "field_sizes", "single", "multiple", "channels_1"} <= set(
+    assert {"locations", "label_counts", "cooccurrence", "field_sizes", "single", "multiple", "channels_1", "outlines_1", "changes"} <= set(
         summary["figures"]
     )
     written = {path.name for path in (tmp_path / "figures").iterdir()}
@@ -378,7 +374,9 @@ def test_explore_with_labels_alone(root, tmp_path):
     (tmp_path / "table.csv").write_text(table)
     summary, text = explore(root, tmp_path, fields="", labels=str(tmp_path / "table.csv"))
     assert summary["n_fields"] == 3 and summary["n_labelled"] == 2 and summary["n_files"] == 0
-    assert summary["figures"] == ["locations", "label_counts", "cooccurrence", "organs", "ages"]
+    drawn = ["locations", "rarity", "label_counts", "cooccurrence", "combinations", "organs", "sexes", "ages", "missing", "sampling", "split_balance"]
+    assert summary["figures"] == drawn and (tmp_path / "explore.html").exists()
+    assert summary["absent"]["field_sizes"] == "Sizes of images: the table has no column width."
     assert "no images" in text
 
 
@@ -387,5 +385,5 @@ def test_explore_without_labels(root, tmp_path):
     for name in ("a", "b"):
         cv2.imwrite(os.fspath(tmp_path / "fields" / f"{name}.png"), simulate_field(1, 64).field.channel("nucleus"))
     summary, text = explore(root, tmp_path, fields=str(tmp_path / "fields"), channels=["nucleus"])
-    assert summary["n_labelled"] == 0 and summary["fields_per_location"] == {} and "No labels" in text
-    assert summary["figures"] == ["field_sizes", "examples", "channels_1", "channels_2"]
+    assert summary["n_labelled"] == 0 and summary["fields_per_location"] == {} and "Locations: no row of the table has a value for labels." in text
+    assert summary["figures"] == ["field_sizes", "missing", "examples", "channels_1", "channels_2", "outlines_1", "changes"]
