@@ -157,7 +157,7 @@ def test_each_augmentation_gives_a_sound_batch(name, channels):
     for one in labels:
         assert set(np.unique(one)) == set(range(one.max() + 1)) and np.bincount(one.ravel()).min() >= LEAST_PIXELS
     plain = PatchFeed(fields, 96, 4, channels).batch(0, 0)[0]
-    assert not np.array_equal(images, plain)
+    assert np.allclose(images, plain, atol=1e-5) == (name == "hue_saturation"), "grey has no colour to turn; all else changes"
 
 
 def test_invert_turns_dark_into_bright():
@@ -176,6 +176,53 @@ def test_pasted_cells_are_in_picture_and_labels():
     assert cells.max() == 2 and (cells == 1).sum() == 256 and (cells == 2).sum() == 400
     assert pasted[50, 50, 0] == pytest.approx(1, abs=1e-3) and pasted[10, 10, 0] == 0.5
     assert 0.2 < pasted[40, 50, 0] < 0.8, "the edge is soft"
+
+
+def test_colours_are_turned_about_grey():
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0.3, 0.7, (8, 8, 3)).astype(np.float32)
+    changed, _ = InstanceAugmenter([{"hue_saturation": {"degrees": 40, "saturation": 0}}]).change(image, np.zeros((8, 8), np.int32), rng)
+    spread = [one - one.mean(axis=2, keepdims=True) for one in (image, changed)]
+    np.testing.assert_allclose(image.mean(axis=2), changed.mean(axis=2), atol=1e-5)
+    np.testing.assert_allclose(*(np.linalg.norm(one, axis=2) for one in spread), atol=1e-5)
+    assert np.abs(image - changed).max() > 0.01
+    paler, _ = InstanceAugmenter([{"hue_saturation": {"degrees": 0, "saturation": 1}}]).change(image, np.zeros((8, 8), np.int32), rng)
+    share = np.linalg.norm(paler - paler.mean(axis=2, keepdims=True), axis=2) / np.linalg.norm(spread[0], axis=2)
+    np.testing.assert_allclose(share, share[0, 0], atol=1e-3)
+
+
+def test_brightness_and_contrast_move_all_channels_together():
+    rng, none = np.random.default_rng(0), np.zeros((8, 8), np.int32)
+    image = rng.uniform(0.4, 0.6, (8, 8, 4)).astype(np.float32)
+    brighter, _ = InstanceAugmenter(["brightness"]).change(image, none, rng)
+    np.testing.assert_allclose(brighter - image, (brighter - image)[0, 0, 0], atol=1e-6)
+    stretched, _ = InstanceAugmenter(["contrast"]).change(image, none, rng)
+    np.testing.assert_allclose(stretched.mean(axis=(0, 1)), image.mean(axis=(0, 1)), atol=1e-5)
+    factor = (stretched - stretched.mean(axis=(0, 1))) / (image - image.mean(axis=(0, 1)))
+    np.testing.assert_allclose(factor, factor[0, 0, 0], atol=1e-2)
+
+
+def test_a_mosaic_holds_corners_of_four_patches():
+    patches = [(np.full((64, 64, 1), value, np.float32), np.zeros((64, 64), np.int32)) for value in (0.1, 0.2, 0.3, 0.4)]
+    for _, labels in patches:
+        labels[2:62:10, 2:62] = np.arange(1, 7)[:, None]
+        labels[30:33, 30:33] = 7
+    queue = iter(patches[1:])
+    image, cells = InstanceAugmenter([{"mosaic": {"probability": 1}}]).change(*patches[0], np.random.default_rng(1), lambda: next(queue))
+    corners = [image[0, 0, 0], image[0, -1, 0], image[-1, 0, 0], image[-1, -1, 0]]
+    np.testing.assert_allclose(corners, [0.1, 0.2, 0.3, 0.4])
+    row, col = (image[:, 0, 0] < 0.25).sum(), (image[0, :, 0] < 0.15).sum()
+    assert 16 <= row <= 48 and 16 <= col <= 48
+    for number in range(1, cells.max() + 1):
+        assert len(np.unique(image[cells == number])) == 1, "no cell is of two patches"
+    assert set(np.unique(cells)) == set(range(cells.max() + 1))
+
+
+def test_a_shift_moves_the_patch_and_nothing_else():
+    field = Discs("x", "", (96, 96))
+    plain, moved = (PatchFeed([field], 96, 1, augment=augment).batch(0, 0)[0][0] for augment in ([], [{"shift": {"fraction": 0.2}}]))
+    found = [(np.roll(plain, (row, col), (0, 1))[24:72, 24:72] == moved[24:72, 24:72]).all() for row in range(-20, 21) for col in range(-20, 21)]
+    assert sum(found) == 1 and not np.array_equal(plain, moved)
 
 
 def test_pasted_cells_are_of_the_same_kind():

@@ -16,8 +16,8 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
+from .changes import check_changes, read_changes
 from .pixels import multiply_crops, smooth_crops, turn_crops, warp_crops
-from ..vocabulary import check_known
 
 # %% ../../nbs/52_feed.augment.ipynb #48ca5247
 def _fold(seed: tf.Tensor, number: int) -> tf.Tensor:
@@ -305,27 +305,9 @@ _CHANGES = {
     "mosaic": _Change(_mix, _mosaic, {"margin": (0.25, 0.0, 0.5), **_ALWAYS}),
 }
 AUGMENTATIONS = tuple(_CHANGES)
+_KNOWN = {name: change.parameters for name, change in _CHANGES.items()}
 
 # %% ../../nbs/52_feed.augment.ipynb #3af74c82
-def _check_entry(entry: str | Mapping) -> str | dict:
-    """One entry of the list: a name, or {name: {parameter: value}}."""
-    if isinstance(entry, str):
-        check_known("augmentation", entry, AUGMENTATIONS)
-        return entry
-    if not isinstance(entry, Mapping) or len(entry) != 1:
-        raise ValueError(f"expected a name or one {{name: {{parameter: value}}}}, got {entry!r}: write each augmentation as an entry of its own")
-    ((name, parameters),) = entry.items()
-    check_known("augmentation", name, AUGMENTATIONS)
-    if not isinstance(parameters, Mapping | None):
-        raise ValueError(f"expected parameters of {name} as {{parameter: value}}, got {parameters!r}: it has {', '.join(_CHANGES[name].parameters)}")
-    for key, value in (parameters or {}).items():
-        check_known(f"parameter of {name}", key, tuple(_CHANGES[name].parameters))
-        _, least, most = _CHANGES[name].parameters[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
-            raise ValueError(f"expected {key} of {name} to be a number from {least:g} to {most:g}, got {value!r}: correct it")
-    return {name: dict(parameters)} if parameters else name
-
-# %% ../../nbs/52_feed.augment.ipynb #cbb574e9
 def check_augmentations(names: Sequence[str | Mapping]) -> tuple[str | dict, ...]:
     """The augmentations as they were given, if all names, parameters and values are right.
 
@@ -344,18 +326,14 @@ def check_augmentations(names: Sequence[str | Mapping]) -> tuple[str | dict, ...
     ValueError
         An unknown name or parameter (says the nearest known one), a value out of range, or not a list.
     """
-    if isinstance(names, (str, Mapping)) or not isinstance(names, Sequence):
-        raise ValueError(f"expected a list of augmentations, got {names!r}: write ['flip', {{'blur': {{'sigma': 1.5}}}}]")
-    return tuple(map(_check_entry, names))
+    return check_changes(names, _KNOWN)
 
-# %% ../../nbs/52_feed.augment.ipynb #e73a6f9c
+# %% ../../nbs/52_feed.augment.ipynb #cbb574e9
 def _steps(names: Sequence[str | Mapping]) -> list[tuple]:
     """(how to apply, [(position in the list, function, probability, parameters)]); neighbours that are done at once are one."""
     steps = []
-    for i, entry in enumerate(check_augmentations(names)):
-        name, given = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
-        apply, function, known = _CHANGES[name]
-        own = {key: float(given.get(key, default)) for key, (default, _, _) in known.items()}
+    for i, (name, own) in enumerate(read_changes(names, _KNOWN)):
+        apply, function, _ = _CHANGES[name]
         one = (i, function, own.pop("probability"), own)
         if steps and steps[-1][0] is apply in (_turn, _place):
             steps[-1][1].append(one)

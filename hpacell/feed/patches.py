@@ -15,6 +15,7 @@ import numpy as np
 
 from .instance_augment import InstanceAugmenter, cut_patch, keep_visible
 from ..fields.intensity import intensity_range, scale_intensity, to_channels
+from ..fields.tiles import OPEN
 from ..masks.labels import check_labels, relabel
 from ..masks.layouts import LabelledImage
 from ..memory import free_memory
@@ -27,38 +28,46 @@ class _Source(NamedTuple):
     image: np.ndarray  # (H, W, C) as it was read
     labels: np.ndarray  # (H, W) uint16, or int32 where there are more cells
     ranges: np.ndarray  # (2, C) of the whole image
-    areas: np.ndarray  # (max label + 1,) pixels of each cell
+    areas: np.ndarray  # (max label + 1,) pixels of each cell; of regions none
 
 # %% ../../nbs/59_feed.patches.ipynb #a030aa6c
-def _read_source(image: LabelledImage, n_channels: int) -> _Source:
-    """An image with its cells, checked."""
+def _check_regions(labels: np.ndarray) -> np.ndarray:
+    """A mask of tissue as 0, 1 and 255, or a clear error."""
+    labels = check_labels(labels)
+    if labels.size and labels.max() > 255:
+        raise ValueError(f"expected a mask of 0, 1 and {OPEN}, got {labels.max()}: give one mask an image, not a label image of cells")
+    return np.where(labels == OPEN, OPEN, labels > 0)
+
+# %% ../../nbs/59_feed.patches.ipynb #45c7d65b
+def _read_source(image: LabelledImage, n_channels: int, regions: bool) -> _Source:
+    """An image with its cells or its tissue, checked."""
     pixels, labels = image.read()
     try:
         pixels = np.ascontiguousarray(to_channels(pixels, n_channels))
-        labels = relabel(check_labels(labels))
+        labels = _check_regions(labels) if regions else relabel(check_labels(labels))
         ranges = intensity_range(pixels)
     except ValueError as error:
         raise ValueError(f"{image.image_id}: {error}") from None
     if labels.shape != pixels.shape[:2]:
         raise ValueError(f"{image.image_id}: expected labels of the image's size {pixels.shape[:2]}, got {labels.shape}: they belong to another image")
-    areas = np.bincount(labels.ravel())
+    areas = np.zeros(256) if regions else np.bincount(labels.ravel())
     return _Source(pixels, labels.astype(np.uint16 if len(areas) <= 65536 else np.int32), ranges, areas)
 
-# %% ../../nbs/59_feed.patches.ipynb #45c7d65b
+# %% ../../nbs/59_feed.patches.ipynb #a42b8efe
 class _Sources:
     """Images by their place in a list: held in memory while there is room, read again where there is none."""
 
-    def __init__(self, images: Sequence[LabelledImage], n_channels: int, max_bytes: int):
-        self.images, self.n_channels, self.held, self.shapes, used = images, n_channels, {}, [], 0
+    def __init__(self, images: Sequence[LabelledImage], n_channels: int, max_bytes: int, regions: bool = False):
+        self.images, self.n_channels, self.regions, self.held, self.shapes, used = images, n_channels, regions, {}, [], 0
         for i, image in enumerate(progress(images, description="read", unit="image")):
-            source = _read_source(image, n_channels)
+            source = _read_source(image, n_channels, regions)
             self.shapes.append(source.labels.shape)
             size = source.image.nbytes + source.labels.nbytes
             if used + size <= max_bytes:
                 self.held[i], used = source, used + size
 
     def __getitem__(self, i: int) -> _Source:
-        return self.held[i] if i in self.held else _read_source(self.images[i], self.n_channels)
+        return self.held[i] if i in self.held else _read_source(self.images[i], self.n_channels, self.regions)
 
 # %% ../../nbs/59_feed.patches.ipynb #5dd06811
 def work_ahead(items: Iterator[Any], n: int) -> Iterator[Any]:
@@ -141,6 +150,9 @@ class PatchFeed:
         alike; the default, 0.5, is by the square root.
     max_bytes : int, optional
         Memory for the images; by default half of what is free.
+    regions : bool
+        The labels are masks of tissue: 255 (`hpacell.fields.tiles.OPEN`) is unknown and stays so, anything else but
+        0 is 1. Nothing is numbered, and no sliver is dropped. By default each label is a cell.
 
     Attributes
     ----------
@@ -166,6 +178,7 @@ class PatchFeed:
     def __init__(
         self, images: Sequence[LabelledImage], size: int = 256, batch_size: int = 4, n_channels: int = 1,
         augment: Sequence[str | Mapping] | Mapping = (), seed: int = 0, steps: int | None = None, balance: float = 0.5, max_bytes: int | None = None,
+        regions: bool = False,
     ):  # fmt: skip
         images = list(images)
         if not images:
@@ -175,10 +188,10 @@ class PatchFeed:
                 raise ValueError(f"expected {name} of at least {least}, a whole number, got {value!r}: correct it")
         if not 0 <= balance <= 1:
             raise ValueError(f"expected balance from 0 to 1, got {balance}: 1 shows each kind as often as it occurs")
-        self.augmenter = InstanceAugmenter(augment)
+        self.augmenter, self.regions = InstanceAugmenter(augment, regions), regions
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.steps = steps or -(-len(images) // batch_size)
-        self.images, self.sources = images, _Sources(images, n_channels, free_memory() // 2 if max_bytes is None else max_bytes)
+        self.images, self.sources = images, _Sources(images, n_channels, free_memory() // 2 if max_bytes is None else max_bytes, regions)
         self.kinds = np.unique([image.kind for image in images], return_inverse=True)[1]
         self.chances = self._chances(balance)
 
@@ -199,7 +212,10 @@ class PatchFeed:
         centre = rng.uniform(np.minimum(reach, shape - reach), np.maximum(reach, shape - reach)) - 0.5
         if np.array_equal(np.abs(matrix) @ [1, 1], [1, 1]):  # mirrored, turned by 90 degrees: no pixel needs to be drawn anew
             centre = np.round(centre + 0.5 * (1 - self.size % 2)) - 0.5 * (1 - self.size % 2)
+        centre = centre + np.round(self.size * self.augmenter.offset(rng))
         image, labels, owners = cut_patch(source.image, source.labels, matrix, centre, self.size, lambda piece: scale_intensity(piece, source.ranges))
+        if self.regions:
+            return image, owners[labels].astype(np.int32)
         return image, self._without_slivers(labels, source.areas[owners] / abs(np.linalg.det(matrix)))
 
     def _without_slivers(self, labels: np.ndarray, areas: np.ndarray) -> np.ndarray:
@@ -230,8 +246,8 @@ class PatchFeed:
             like = np.flatnonzero(self.kinds == self.kinds[i])
             return self._place(int(rng.choice(like, p=self.chances[like] / self.chances[like].sum())), rng)
 
-        image, labels = self.augmenter.change(image, labels, rng, another if self.augmenter.pastes else None)
-        return image, keep_visible(labels, np.zeros(int(labels.max(initial=0)) + 1), 0, LEAST_PIXELS)
+        image, labels = self.augmenter.change(image, labels, rng, another if self.augmenter.mixes else None)
+        return image, labels if self.regions else keep_visible(labels, np.zeros(int(labels.max(initial=0)) + 1), 0, LEAST_PIXELS)
 
     def batch(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """A batch; it depends on the seed, the epoch and the step alone.
@@ -246,7 +262,8 @@ class PatchFeed:
         images : (B, size, size, C) float32 array
             On the scale of `hpacell.fields.intensity.normalise_intensity`.
         labels : (B, size, size) int32 array
-            Cells of each patch, numbered 1, 2, ... without gaps; 0 is the background. A patch may have none.
+            Cells of each patch, numbered 1, 2, ... without gaps; 0 is the background. A patch may have none. Of regions:
+            0, 1 and 255.
         """
         images, labels = zip(*(self.patch(epoch, step, number) for number in range(self.batch_size)), strict=True)
         return np.stack(images), np.stack(labels)

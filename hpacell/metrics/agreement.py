@@ -67,6 +67,11 @@ def shared_pixels(found: Overlaps) -> tuple[int, int]:
     -------
     shared, held : int
         Pixels; sums over several images may be divided.
+
+    Notes
+    -----
+    Of predictions that a true object overlaps equally well, the one with the lower number counts, as in the paper's
+    algorithm: where there are such ties, other numbers may give another score.
     """
     order = np.lexsort((found.cols, -found.ious, found.rows))
     best = order[np.unique(found.rows[order], return_index=True)[1]]  # the best partner of each true object that has one
@@ -93,6 +98,11 @@ def aggregated_jaccard(truth: np.ndarray, pred: np.ndarray) -> float:
     ------
     ValueError
         Not two label images of one shape.
+
+    Notes
+    -----
+    Of predictions that a true object overlaps equally well, the one with the lower number counts, as in the paper's
+    algorithm: where there are such ties, other numbers may give another score.
 
     Source
     ------
