@@ -39,7 +39,7 @@ test: env  ## every lesson of the notebooks, then every test but the slow ones
 .PHONY: test-all
 test-all: env  ## the slow tests too
 	$(BIN)/nbdev-test nbs --n-workers $(WORKERS) --skip-folder-re '^(workflows|tutorials|_docs|\.ipynb_checkpoints)$$' --skip-file-re '^index' --flags slow
-	$(BIN)/python -m pytest -m ''
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m ''
 
 .PHONY: torture
 torture: env  ## kills, damage, full disks and more, on real processes: a quarter of an hour

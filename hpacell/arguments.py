@@ -9,7 +9,8 @@ __all__ = ['METHODS', 'BORDERS', 'COMPRESSIONS', 'LAYOUTS', 'CONVERTED', 'OVERLA
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
+
+from .models.places import CARD_NAME, look_for_model
 
 # %% ../nbs/98_arguments.ipynb #719ec3e4
 class Parser(argparse.ArgumentParser):
@@ -43,7 +44,7 @@ def _one_of(name: str, known: Sequence[str]) -> dict:
 # %% ../nbs/98_arguments.ipynb #5cf20442
 def _method(text: str) -> str:
     """A type of argument: a segmentation method, or the folder of a trained one."""
-    if text not in METHODS and not any(Path(text, *inner, "card.json").is_file() for inner in ((), ("model",))):
+    if text not in METHODS and CARD_NAME not in look_for_model(text).there:
         raise argparse.ArgumentTypeError(f"expected a method among {', '.join(METHODS)}, or the folder of a trained segmenter, got {text!r}")
     return text
 

@@ -1,12 +1,21 @@
 """Fixtures that many tests share."""
 
+import importlib.util
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HPACELL_PROGRESS", os.devnull)
+# The same examples in each run, so that what passes once passes again; make test-all draws others each time.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("random", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,3 +33,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: the folder ../shared/data is not on this machine")
     return folder
+
+
+@pytest.fixture
+def step_under(root) -> Callable[[str, str], None]:
+    """Runs code in a fresh Python under another backend of Keras; its last line is to be "stepped under BACKEND"."""
+
+    def step(backend: str, code: str) -> None:
+        if importlib.util.find_spec(backend) is None:
+            pytest.skip(f"{backend} is not installed")
+        environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(root)}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.splitlines()[-1] == f"stepped under {backend}"
+
+    return step

@@ -97,7 +97,7 @@ def test_low_floors_load_neither_tensorflow_nor_plotly():
 
 
 def test_figures_and_the_command_line_load_no_tensorflow():
-    shown = [module for module in MODULES if 80 <= FLOORS[module] < 90] + ["hpacell.cli", "hpacell.pipeline.extract"]
+    shown = [module for module in MODULES if 80 <= FLOORS[module] < 90] + ["hpacell.cli", "hpacell.pipeline.extract", "hpacell.models", "hpacell.models.places"]
     loaded = loaded_after("; ".join(f"import {module}" for module in shown))
     assert not loaded & {"tensorflow", "keras"}
 

@@ -1,9 +1,5 @@
 """Mask R-CNN: each part against plain NumPy, the whole on small images, other backends, bad input."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import cv2
@@ -291,11 +287,5 @@ print("stepped under", keras.backend.backend())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_a_train_step_under_other_backends(backend, root):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(root)}
-    code = STEP.format(settings=SMALL.to_json())
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == f"stepped under {backend}"
+def test_a_train_step_under_other_backends(step_under, backend):
+    step_under(backend, STEP.format(settings=SMALL.to_json()))

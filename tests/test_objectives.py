@@ -16,6 +16,7 @@ from hpacell.models.objectives import (
     OPTIMIZERS,
     SCHEDULES,
     AsymmetricLoss,
+    averaged,
     make_loss,
     make_optimizer,
     make_schedule,
@@ -324,3 +325,19 @@ def test_the_same_under_other_backends(backend):
 
 def test_the_asymmetric_loss_is_its_class():
     assert isinstance(make_loss("asymmetric"), AsymmetricLoss) and isinstance(make_loss("focal"), AsymmetricLoss)
+
+
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
+def test_the_average_is_in_the_model_for_a_while(wrap):
+    """Also where Keras wraps the optimizer, as it does for 16-bit layers."""
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
+    model.compile(wrap(make_optimizer("adam", 0.1, 0, "constant", 10, ema=0.9)), "mse")
+    ones = np.ones((8, 4), np.float32)
+    for _ in range(5):
+        model.train_on_batch(ones, ones[:, :1])
+    before = model.get_weights()
+    with averaged(model) as plain:
+        assert not np.array_equal(model.get_weights()[0], before[0])
+        np.testing.assert_array_equal(plain[0], before[0])
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)

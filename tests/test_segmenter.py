@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import hpacell.models.segmenter as segmenter
 from hpacell.fields.simulate import simulate_field
 from hpacell.files import fingerprint
 from hpacell.masks.layouts import find_labelled
@@ -30,8 +31,9 @@ from hpacell.models.segmenter import (
     split_labelled,
     train_segmenter,
 )
-from hpacell.models.segmenter_card import find_segmenter, load_method, make_config
+from hpacell.models.segmenter_card import find_segmenter, load_method, make_config, shipped_segmenters
 from hpacell.models.segmenter_recipe import METHODS, find_twins, look_through, pick_evenly
+from hpacell.models.unet import predict_maps
 from hpacell.pipeline.runs import run
 
 SETTINGS = SegmenterSettings(
@@ -54,6 +56,9 @@ class Simulated:
         grey = made.field.image[..., 2]
         return (np.repeat(255 - grey[..., None], 3, axis=2) if self.kind == "stained" else grey), made.nuclei
 
+    def read_image(self):
+        return self.read()[0]
+
 
 @dataclass(frozen=True)
 class Empty:
@@ -63,7 +68,10 @@ class Empty:
     kind: str = "fluorescence"
 
     def read(self):
-        return np.random.default_rng(0).integers(5, 9, (70, 90)).astype(np.uint8), np.zeros((70, 90), np.int32)
+        return self.read_image(), np.zeros((70, 90), np.int32)
+
+    def read_image(self):
+        return np.random.default_rng(0).integers(5, 9, (70, 90)).astype(np.uint8)
 
 
 IMAGES = [*(Simulated(f"f{i}", i) for i in range(7)), *(Simulated(f"s{i}", 20 + i, "stained") for i in range(3)), Empty("empty")]
@@ -203,6 +211,60 @@ def test_when_time_is_over_it_stops_after_the_epoch(tmp_path, capsys):
         file.visititems(lambda name, item: pytest.fail(name) if isinstance(item, h5py.Dataset) and item.dtype == np.float16 else None)
 
 
+STILL = replace(SETTINGS, config=None, epochs=1, steps_per_epoch=1, learning_rate=1e-9, ema=0.0)  # learns as good as nothing
+
+
+def test_a_training_starts_from_weights_of_another(trained, tmp_path, capsys):
+    """What hardly learns gives the maps that it started from; configuration and thresholds come along."""
+    settings = replace(STILL, initial=trained.folder)
+    found = train_segmenter(IMAGES, tmp_path / "warm", settings, SIDES)
+    image = np.random.default_rng(0).random((64, 96, 1)).astype(np.float32)
+    maps = predict_maps(trained.network, image, trained.config)
+    np.testing.assert_allclose(predict_maps(found.network, image, found.config), maps, atol=0.03)
+    fresh = train_segmenter(IMAGES, tmp_path / "fresh", replace(STILL, config=SETTINGS.config), SIDES)
+    assert np.abs(predict_maps(fresh.network, image, fresh.config) - maps).max() > 0.2
+    assert found.config.network == trained.config.network and found.config.stem == 8
+    card = json.loads((tmp_path / "warm" / "card.json").read_text())
+    assert card["training"]["initial"] == trained.folder and card["training"]["initial_blake2b"] == trained.card["weights_blake2b"]
+    assert "initial_blake2b" not in fresh.card["training"]
+    capsys.readouterr()
+    copy = shutil.copytree(trained.folder, tmp_path / "copy")
+    train_segmenter(IMAGES, tmp_path / "warm", replace(settings, initial=str(copy)), SIDES)
+    assert "was trained before" in capsys.readouterr().err, "the same weights, wherever they lie"
+    with h5py.File(copy / WEIGHTS_NAME, "a") as file:
+        file.attrs["other"] = 1
+    (copy / "card.json").write_text(json.dumps(trained.card | {"weights_blake2b": fingerprint((copy / WEIGHTS_NAME).read_bytes())}))
+    train_segmenter(IMAGES, tmp_path / "warm", replace(settings, initial=str(copy)), SIDES)
+    assert "was trained before" not in capsys.readouterr().err, "other weights, another training"
+
+
+def test_thresholds_of_the_weights_to_start_from_are_the_defaults(trained):
+    start = replace(trained, card=trained.card | {"config": trained.card["config"] | {"marker": 0.77}})
+    assert segmenter._make_config(replace(STILL, initial="any"), start).marker == 0.77
+    assert segmenter._make_config(replace(STILL, initial="any", config={"marker": 0.6}), start).marker == 0.6
+
+
+def test_weights_of_another_kind_are_no_start(trained, tmp_path):
+    for changes, error, message in (
+        ({"method": "maskrcnn"}, ValueError, "expected weights of maskrcnn to start from, got those of unet: set method to 'unet'"),
+        ({"n_channels": 2}, ValueError, "expected n_channels of 2, as the settings say, in the weights to start from, got 1"),
+        ({"config": {"filters": [8, 24]}}, ValueError, r"expected filters of \(8, 24\), as the settings say, .* got \(8, 16\)"),
+        ({"initial": str(tmp_path / "nothing")}, FileNotFoundError, "check the path, or choose one that comes with the package"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            train_segmenter(IMAGES, tmp_path / "model", replace(STILL, **{"initial": trained.folder, **changes}), SIDES)
+        assert not (tmp_path / "model").exists()
+    with pytest.raises(ValueError, match="expected another folder than that of the weights to start from"):
+        train_segmenter(IMAGES, trained.folder, replace(STILL, initial=trained.folder), SIDES)
+    assert load_segmenter(trained.folder).card == trained.card
+
+
+@pytest.mark.parametrize("name", shipped_segmenters())
+def test_a_training_may_start_from_what_comes_with_the_package(name, tmp_path):
+    start = segmenter._load_initial(SegmenterSettings(method=name.removesuffix("_nuclei"), initial=name), tmp_path)
+    assert start.card["weights_blake2b"] == fingerprint((Path(start.folder) / WEIGHTS_NAME).read_bytes())
+
+
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):
     for changes, sides, message in (
         ({"patch": 66}, SIDES, "expected a patch of a multiple of 4"), ({"config": {"filter": [3]}}, SIDES, "did you mean 'filters'"),
@@ -232,8 +294,8 @@ def test_twins_stay_on_one_side():
         seed: int
         gain: float = 1.0
 
-        def read(self):
-            return np.random.default_rng(self.seed).random((50, 60)) * self.gain + 3, np.zeros((50, 60), np.int32)
+        def read_image(self):
+            return np.random.default_rng(self.seed).random((50, 60)) * self.gain + 3
 
     images = [Picture(f"p{i}", "ab"[i % 5 == 0], i) for i in range(60)] + [Picture(f"twin{i}", "ab"[i % 5 == 0], i, 40.0) for i in range(0, 60, 3)]
     assert sorted(map(tuple, find_twins(images).to_numpy())) == sorted((f"p{i}", f"twin{i}") for i in range(0, 60, 3))

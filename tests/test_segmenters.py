@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+import hpacell.pipeline.field as pipeline_field
+import hpacell.pipeline.segment as segment
 import hpacell.pipeline.segmenters as segmenters
 import hpacell.pipeline.signatures as signatures
 from hpacell.cells.segmentation import segment_cells, segment_nuclei
 from hpacell.cli import main
+from hpacell.fields.find import FieldSource
 from hpacell.fields.simulate import simulate_field
+from hpacell.files import fingerprint
 from hpacell.metrics.instances import jaccard
 from hpacell.models.segmenter_card import shipped_segmenters
 from hpacell.pipeline.extract import ExtractSettings, extract_fields
@@ -64,7 +68,7 @@ def field():
 def test_a_whole_cell_is_for_the_classical_method_and_nuclei_alone_for_the_learned(monkeypatch, tmp_path):
     assert method_for("auto", CHANNELS) == "classical" and method_for("maskrcnn", CHANNELS) == "maskrcnn"
     (tmp_path / f"{segmenters.AUTO}_nuclei").mkdir()
-    monkeypatch.setattr(segmenters, "_SHIPPED", tmp_path)
+    monkeypatch.setattr(segmenters, "SHIPPED", tmp_path)
     assert method_for("auto", ("nucleus",)) == "classical"  # nothing lies there
     (tmp_path / f"{segmenters.AUTO}_nuclei" / "card.json").write_text("{}")
     assert method_for("auto", ("nucleus",)) == segmenters.AUTO
@@ -85,6 +89,28 @@ def test_other_weights_are_another_method(own, tmp_path):
     before = method_signature(own)
     write_card(tmp_path / "own", weights_blake2b="other")
     assert method_signature(own) != before and method_signature("classical") == "classical"
+
+
+def test_other_weights_leave_alone_what_auto_gives_to_the_classical_method(monkeypatch, tmp_path):
+    assert method_signature("auto", CHANNELS) == method_signature("classical", CHANNELS)
+    alone = method_signature("auto", ["nucleus"])
+    card = segmenters.SHIPPED / f"{segmenters.AUTO}_nuclei" / "card.json"
+    assert alone == method_signature(segmenters.AUTO) and alone.endswith(fingerprint(card.read_bytes()))
+    assert fingerprint(card.read_bytes()) in method_signature("auto"), "whoever does not know the channels counts with the weights"
+    monkeypatch.setattr(segment, "source_signature", lambda source: "the same files")
+
+    def keys(channels):
+        pipeline_field._made_by.cache_clear()
+        source = FieldSource("f", ("f.png",), channels)
+        return pipeline_field.field_key(source, "the same pixels", ExtractSettings()), segment._key(source, "auto", "keep")
+
+    before = {channels: keys(channels) for channels in ((), ("nucleus",), CHANNELS)}
+    (tmp_path / card.parent.name).mkdir()
+    (tmp_path / card.parent.name / "card.json").write_text("{}")
+    monkeypatch.setattr(segmenters, "SHIPPED", tmp_path)
+    for channels, former in before.items():
+        assert [now == then for now, then in zip(keys(channels), former, strict=True)] == [channels == CHANNELS] * 2, channels
+    pipeline_field._made_by.cache_clear()
 
 
 @pytest.mark.parametrize("spoilt", ["kind", "unfinished", "weights"])

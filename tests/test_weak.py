@@ -1,9 +1,5 @@
 """From labels of fields to answers for cells: what is promised of targets, poolings, losses and bags, by hand and at random."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import keras
@@ -336,13 +332,8 @@ print("stepped under", keras.backend.backend())
 
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_a_step_with_bags_under_other_backends(backend, root):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == f"stepped under {backend}"
+def test_a_step_with_bags_under_other_backends(step_under, backend):
+    step_under(backend, STEP)
 
 
 # What a field says of its cells

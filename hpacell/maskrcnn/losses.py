@@ -46,7 +46,7 @@ def binary_loss(logits, truth):
     tensor, (...), float32
         Loss of each; finite for any logit.
     """
-    return ops.maximum(logits, 0.0) - logits * truth + ops.log1p(ops.exp(-ops.abs(logits)))
+    return ops.binary_crossentropy(truth, logits, from_logits=True)
 
 # %% ../../nbs/77_maskrcnn.losses.ipynb #063bcda9
 def class_loss(logits, classes):

@@ -176,7 +176,7 @@ def choose_random(mask, count: int, noise):
     mask : tensor, (B, N), bool
         Which may be chosen.
     count : int
-        How many, at most N.
+        How many.
     noise : tensor, (B, N), float32
         From 0 to 1, random; the largest are chosen.
 
@@ -187,8 +187,9 @@ def choose_random(mask, count: int, noise):
     real : tensor, (B, count), bool
         False where the mask allowed fewer.
     """
-    value, index = ops.top_k(ops.where(mask, noise, -1.0), count)
-    return ops.cast(index, "int32"), value >= 0
+    # Small patches have fewer places than are asked for.
+    value, index = ops.top_k(ops.pad(ops.where(mask, noise, -1.0), [[0, 0], [0, count]], constant_values=-1.0), count)
+    return ops.minimum(ops.cast(index, "int32"), ops.shape(mask)[1] - 1), value >= 0
 
 # %% ../../nbs/75_maskrcnn.targets.ipynb #0e1d6fdf
 def sample_rois(proposals, targets: dict, config: MaskRCNNConfig, noise, shake) -> dict:
@@ -256,7 +257,7 @@ def mask_targets(labels, boxes, ids, size: int):
     """
     rows, cols = (places for places in sample_places(boxes, size))
     rows, cols = ops.broadcast_to(rows[..., None], (*ops.shape(rows), size)), ops.broadcast_to(cols[..., None, :], (*ops.shape(cols)[:2], size, size))
-    height, width = ops.shape(labels)[1:]
+    height, width = (ops.cast(side, rows.dtype) for side in ops.shape(labels)[1:])
     within = ops.logical_and(ops.logical_and(rows >= 0, rows < height), ops.logical_and(cols >= 0, cols < width))
     same = ops.logical_and(values_at(labels, rows, cols) == ids[..., None, None], ids[..., None, None] > 0)
     return ops.cast(ops.logical_and(same, within), "float32")

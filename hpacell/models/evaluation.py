@@ -20,7 +20,8 @@ from ..metrics.calibration import expected_calibration_error
 from ..metrics.locations import ROUGH_BELOW, describe_interval, score_locations, summarise_locations
 from ..metrics.truth import true_labels
 from .blocks import keras, layers
-from .card import CARD_NAME, TrainedClassifier
+from .card import TrainedClassifier
+from .places import CARD_NAME
 from .weak import FieldModel, join_fields
 
 # %% ../../nbs/69_models.evaluation.ipynb #7f6c8af7

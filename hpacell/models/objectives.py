@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'SCHEDULES', 'OPTIMIZERS', 'AsymmetricLoss', 'SoftmaxLoss', 'make_loss', 'Warmup', 'Later', 'make_schedule',
-           'make_optimizer']
+           'make_optimizer', 'averaged', 'seed_epoch']
 
 # %% ../../nbs/64_models.objectives.ipynb #724c250e
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
+import numpy as np
 from keras import ops
 
 from ..vocabulary import check_known
@@ -349,3 +351,44 @@ def make_optimizer(
     average = {"use_ema": True, "ema_momentum": ema} if _check_range("ema", ema, 0, 1) else {}
     rate = make_schedule(schedule, learning_rate, steps, warmup, first_step)
     return OPTIMIZERS[name](learning_rate=rate, weight_decay=decay if name == "adamw" else decay or None, **average)
+
+# %% ../../nbs/64_models.objectives.ipynb #b529e51f
+@contextmanager
+def averaged(model: keras.Model) -> Iterator[list[np.ndarray]]:
+    """Inside the block a model has the moving average of its weights, if its optimizer keeps one.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Compiled.
+
+    Yields
+    ------
+    list of ndarray
+        The weights that it gets back at the end; none without an average.
+    """
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # Keras wraps it where layers are of 16 bits
+    variables = model.trainable_variables if optimizer.use_ema else []
+    plain = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    if variables:
+        model.optimizer.finalize_variable_values(variables)
+    try:
+        yield plain
+    finally:
+        for variable, value in zip(variables, plain, strict=True):
+            variable.assign(value)
+
+# %% ../../nbs/64_models.objectives.ipynb #5118198c
+def seed_epoch(model: keras.Model, seed: int, epoch: int) -> None:
+    """Dropout and whatever else is drawn in a model depend on the epoch alone, not on what came before.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Its random states are set.
+    seed, epoch : int
+        Another seed or epoch, other draws.
+    """
+    states = [variable for variable in model.variables if "seed_generator_state" in variable.path]
+    for i, state in enumerate(states):
+        state.assign(np.random.SeedSequence([seed, epoch, i]).generate_state(2).astype(str(state.dtype)))

@@ -47,7 +47,10 @@ class SegmenterSettings:
     target : {"", "nuclei", "cells"}
         What it finds; empty for nuclei if `channels` is the nucleus alone, else cells.
     config : dict
-        What is to differ from the defaults of the method's configuration.
+        What is to differ from the defaults of the method's configuration, or from the configuration of `initial`.
+    initial : str
+        Weights to start from: the folder of a trained segmenter of the same method and network, or the name of one that
+        comes with the package, such as ``unet_nuclei`` or ``maskrcnn_nuclei``; empty to start fresh.
     n_channels : int
         Channels that the network sees, see `hpacell.fields.intensity.to_channels`.
     channels : tuple of str
@@ -95,6 +98,7 @@ class SegmenterSettings:
     method: str = "unet"
     target: str = ""
     config: dict | None = None
+    initial: str = ""
     n_channels: int = 1
     channels: tuple = ()
     epochs: int = 40
@@ -133,6 +137,8 @@ class SegmenterSettings:
                 raise ValueError(f"expected {name} above 0 and below 1, got {getattr(self, name)}: nothing would be learned, or nothing known of it")
         if self.channels and len(self.channels) != self.n_channels:
             raise ValueError(f"expected a name for each of {self.n_channels} channels, got {self.channels}: correct channels or n_channels")
+        if not isinstance(self.initial, str):
+            raise ValueError(f"expected initial as a folder or a name, got {self.initial!r}: write '' to start fresh")
         if not isinstance(self.config, dict | None):
             raise ValueError(f"expected config as names with values, got {self.config!r}: write e.g. {{'filters': [16, 32, 64]}}")
 
@@ -184,7 +190,7 @@ def look_through(images: Sequence[LabelledImage]) -> tuple[list[LabelledImage], 
 # %% ../../nbs/69_models.segmenter_recipe.ipynb #f086578f
 def _thumbnail(image: LabelledImage) -> tuple[tuple[int, ...], np.ndarray]:
     """Size of an image, and a small picture of it with mean 0 and length 1."""
-    pixels = normalise_intensity(image.read()[0]).mean(axis=2)
+    pixels = normalise_intensity(image.read_image()).mean(axis=2)
     small = cv2.resize(pixels, (32, 32), interpolation=cv2.INTER_AREA).ravel().astype(np.float64)
     small -= small.mean()
     return pixels.shape, small / max(np.linalg.norm(small), 1e-9)
@@ -196,7 +202,7 @@ def find_twins(images: Sequence[LabelledImage]) -> pd.DataFrame:
     Parameters
     ----------
     images : sequence of LabelledImage
-        They are all read.
+        Their pixels are all read, not their cells.
 
     Returns
     -------
@@ -222,7 +228,7 @@ def split_labelled(images: Sequence[LabelledImage], fraction: float = 0.15, seed
     Parameters
     ----------
     images : sequence of LabelledImage
-        They are all read, to find those that look almost the same.
+        Their pixels are all read, to find those that look almost the same.
     fraction : float
         Share for validation.
     seed : int

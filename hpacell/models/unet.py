@@ -93,6 +93,11 @@ class UNetConfig:
         """Images are padded to multiples of this, so that few different sizes occur."""
         return max(64, self.stride)
 
+    @property
+    def network(self) -> dict[str, object]:
+        """The entries that make the network: weights fit another with the same."""
+        return {name: getattr(self, name) for name in ("n_channels", "stem", "filters")}
+
     def to_json(self) -> str:
         """The configuration as JSON."""
         return json.dumps(asdict(self))
@@ -141,11 +146,6 @@ def make_network(config: UNetConfig) -> keras.Model:
     return keras.Model(inputs, x, name="unet")
 
 # %% ../../nbs/64_models.unet.ipynb #ed7f5bbd
-def _cross_entropy(logits, truth):
-    """Binary cross-entropy of each pixel."""
-    return ops.maximum(logits, 0.0) - logits * truth + ops.log1p(ops.exp(-ops.abs(logits)))
-
-# %% ../../nbs/64_models.unet.ipynb #1fc09058
 def map_losses(logits, truth):
     """The losses of each image.
 
@@ -166,8 +166,8 @@ def map_losses(logits, truth):
     weight = 1.0 + 4.0 * boundary
     found = ops.sigmoid(logits[..., 0])
     dice = 1.0 - (2.0 * ops.sum(found * inside, axes) + 1.0) / (ops.sum(found, axes) + ops.sum(inside, axes) + 1.0)
-    foreground = ops.mean(weight * _cross_entropy(logits[..., 0], inside), axes) + dice
-    between = ops.mean(weight * _cross_entropy(logits[..., 1], boundary), axes)
+    foreground = ops.mean(weight * ops.binary_crossentropy(inside, logits[..., 0], from_logits=True), axes) + dice
+    between = ops.mean(weight * ops.binary_crossentropy(boundary, logits[..., 1], from_logits=True), axes)
     weight = 0.25 + 0.75 * inside
     error = weight * ops.abs(ops.sigmoid(logits[..., 2]) - distance)
     return ops.stack([foreground, between, ops.sum(error, axes) / ops.sum(weight, axes)], axis=-1)

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..files import read_json
+from ..models.places import WEIGHTS_NAME
 from .points import SHARED
 from .runs import fill_in, find_run, is_alive
 from .scored import ScoredCells, paired_difference, read_test_cells
@@ -280,7 +281,7 @@ def _row_of(run: ComparedRun) -> dict[str, object]:
         for end in ("low", "high"):
             row[end] = same[0].get(f"macro_average_precision_{end}") if same else None
     row |= {name: scores[name] for name in ("f1", "epochs", "weights") if scores.get(name) is not None}
-    weights = run.beside_model("model.weights.h5")
+    weights = run.beside_model(WEIGHTS_NAME)
     size = scores.get("megabytes") or (weights.stat().st_size / 1e6 if weights else None)
     return row | ({"megabytes": size} if size else {})
 

@@ -195,11 +195,11 @@ def field_key(source: FieldSource, content: str, settings: ExtractSettings) -> s
     str
         32 hexadecimal digits.
     """
-    return fingerprint([source.field_id, list(source.channels), content, _made_by(settings)])
+    return fingerprint([source.field_id, list(source.channels), content, _made_by(settings, tuple(source.channels))])
 
 # %% ../../nbs/89_pipeline.field.ipynb #9e8bc916
 @cache
-def _made_by(settings: ExtractSettings) -> dict:
-    """The settings that show in the result, and the code."""
+def _made_by(settings: ExtractSettings, channels: tuple[str, ...]) -> dict:
+    """The settings that show in the result of a field with these channels, and the code."""
     shown = {name: value for name, value in asdict(settings).items() if name != "max_pixels"}
-    return {**shown, "method": method_signature(settings.method), "code": code_version()}
+    return {**shown, "method": method_signature(settings.method, channels), "code": code_version()}

@@ -181,7 +181,8 @@ def _segment_all(
 def _key(source: FieldSource, method: str, border: str) -> str:
     """What a field's label images depend on; empty for files that may change unseen."""
     signature = source_signature(source)
-    return fingerprint([source.field_id, list(source.channels), signature, method_signature(method), border, code_version()]) if signature else ""
+    made_by = method_signature(method, source.channels)
+    return fingerprint([source.field_id, list(source.channels), signature, made_by, border, code_version()]) if signature else ""
 
 # %% ../../nbs/94_pipeline.segment.ipynb #dac23571
 def _finished(out: Path) -> dict[str, dict]:

@@ -14,31 +14,30 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import hpacell
 from ..cells.segmentation import SEGMENTERS, Segmentation, SegmentationSettings, check_image, drop_border, segment_cells, segment_nuclei
 from ..fields.find import FieldSource
 from ..fields.image import FieldError
 from ..fields.read import read_field
 from ..files import fingerprint, read_json
 from ..masks.labels import enlarge_labels
+from ..models.places import CARD_NAME, SHIPPED, look_for_model
 from ..vocabulary import CHANNELS
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #9142950b
 LEARNED = ("unet", "maskrcnn")  # come with the package, trained on nuclei
 METHODS = ("auto", *SEGMENTERS, *LEARNED)
 AUTO = "maskrcnn"  # for fields with nuclei alone
-_SHIPPED = Path(hpacell.__file__).parent / "weights"
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #f5959db7
 def _folder_of(method: str) -> Path:
     """Where the card and the weights of a learned method lie."""
-    return _SHIPPED / f"{method}_nuclei" if method in LEARNED else Path(method)
+    return SHIPPED / f"{method}_nuclei" if method in LEARNED else Path(method)
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #d7e03264
 def _card_of(method: str) -> Path | None:
     """The card of a learned method, if there is one."""
-    folder = _folder_of(method)
-    return next((path for path in (folder / "card.json", folder / "model" / "card.json") if path.is_file()), None)
+    place = look_for_model(_folder_of(method))
+    return place.folder / CARD_NAME if CARD_NAME in place.there else None
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #953b62ee
 def check_method(method: str) -> None:
@@ -56,11 +55,11 @@ def check_method(method: str) -> None:
     """
     if method in ("auto", *SEGMENTERS):
         return
-    card = _card_of(method)
-    if card is None:
+    place = look_for_model(_folder_of(method))
+    if CARD_NAME not in place.there:
         raise ValueError(f"expected a method among {', '.join(METHODS)}, or the folder of a trained segmenter, got {method!r}: choose one of them")
-    if read_json(card).get("kind") != "segmenter" or (card.parent / "unfinished.json").exists() or not (card.parent / "model.weights.h5").is_file():
-        raise ValueError(f"{card.parent}: expected a trained segmenter, got something else, or a training that was stopped: give another folder, or train it to its end")
+    if not place.is_whole or read_json(place.folder / CARD_NAME).get("kind") != "segmenter":
+        raise ValueError(f"{place.folder}: expected a trained segmenter, got something else, or a training that was stopped: give another folder, or train it to its end")
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #f0db9b85
 def method_for(method: str, channels: Sequence[str]) -> str:
@@ -116,23 +115,26 @@ def processes_for(method: str, sources: Sequence[FieldSource], workers: int) -> 
     return 1
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #34823ab2
-def method_signature(method: str) -> str:
+def method_signature(method: str, channels: Sequence[str] = ()) -> str:
     """What stands for a method and its weights.
 
     Parameters
     ----------
     method : str
         Name in `METHODS` or a folder.
+    channels : sequence of str
+        What the field shows; empty where nobody knows yet, so that "auto" may come to mean either of its methods.
 
     Returns
     -------
     str
         The name of a classical method; of others their name and a hash of the card, which holds that of the weights.
     """
-    if method in SEGMENTERS:
-        return method
-    card = _card_of(AUTO if method == "auto" else method)
-    return f"{method} {fingerprint(card.read_bytes())}" if card else method
+    name = method_for(method, channels) if channels else method
+    if name in SEGMENTERS:
+        return name
+    card = _card_of(AUTO if name == "auto" else name)
+    return f"{name} {fingerprint(card.read_bytes())}" if card else name
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #8257a797
 @lru_cache(2)
@@ -177,9 +179,8 @@ def _shrink_for(nuclei: np.ndarray) -> float:
     return GOOD / diameter if diameter > LARGE else 1.0
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #42ab5c14
-def _find_nuclei(segmenter, image: np.ndarray, channels: Sequence[str], pixel_um: float | None) -> np.ndarray:
-    """Nuclei by a network, (H, W) int32."""
-    picture = nuclear_picture(image, channels)
+def _find_nuclei(segmenter, picture: np.ndarray, image: np.ndarray, channels: Sequence[str], pixel_um: float | None) -> np.ndarray:
+    """Nuclei by a network in the nuclear picture of a field, (H, W) int32."""
     # On bright ground the classical method finds the ground.
     scale = 1.0 if _has_bright_ground(picture) else _shrink_for(segment_nuclei(image, channels, pixel_um))
     if scale == 1:
@@ -194,8 +195,9 @@ def _segment_learned(method: str, image: np.ndarray, channels: Sequence[str], pi
     segmenter = _load(method, method_signature(method))
     wanted = segmenter.channels
     if segmenter.target == "nuclei":
-        nuclei = _find_nuclei(segmenter, image, channels, pixel_um)
-        alone = set(channels) == {"nucleus"} or nuclear_picture(image, channels).shape[2] == 3
+        picture = nuclear_picture(image, channels)
+        nuclei = _find_nuclei(segmenter, picture, image, channels, pixel_um)
+        alone = set(channels) == {"nucleus"} or picture.shape[2] == 3
         return drop_border(nuclei, None if alone else segment_cells(image, nuclei, channels), border)
     missing = [name for name in wanted if name not in channels]
     if missing:
