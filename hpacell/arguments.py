@@ -10,8 +10,6 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 
-from .models.places import CARD_NAME, look_for_model
-
 # %% ../nbs/98_arguments.ipynb #719ec3e4
 class Parser(argparse.ArgumentParser):
     """An argument parser that says in one sentence what is wrong."""
@@ -44,6 +42,8 @@ def _one_of(name: str, known: Sequence[str]) -> dict:
 # %% ../nbs/98_arguments.ipynb #5cf20442
 def _method(text: str) -> str:
     """A type of argument: a segmentation method, or the folder of a trained one."""
+    from hpacell.models.places import CARD_NAME, look_for_model  # help loads nothing heavy
+
     if text not in METHODS and CARD_NAME not in look_for_model(text).there:
         raise argparse.ArgumentTypeError(f"expected a method among {', '.join(METHODS)}, or the folder of a trained segmenter, got {text!r}")
     return text

@@ -321,7 +321,7 @@ def test_explore_writes_a_page_for_a_table_of_tissue(root, tmp_path):
     parameters = {"fields": "", "labels": str(tmp_path / "train.csv"), "out": str(tmp_path), "n_masks": 3}
     papermill.execute_notebook(str(root / "nbs" / "workflows" / "explore.ipynb"), str(tmp_path / "done.ipynb"), parameters, progress_bar=False, cwd=str(tmp_path))
     summary = json.loads((tmp_path / "metrics_explore.json").read_text())
-    assert {"organs", "sexes", "ages", "mask_areas", "unit_shapes", "masks", "field_sizes", "pixel_sizes", "thickness", "missing", "sampling", "split_balance"} == set(summary["figures"])
+    assert {"organs", "sexes", "ages", "sources", "mask_areas", "unit_shapes", "masks", "field_sizes", "pixel_sizes", "thickness", "missing", "sampling", "split_balance"} == set(summary["figures"])
     assert {"locations", "cells_per_field", "changes"} <= set(summary["absent"]) and "9 of unknown age" in summary["seen"]["ages"]
     text = (tmp_path / "explore.html").read_text()
     assert all(sentence.split("'")[0] in text for sentence in summary["seen"].values())
