@@ -14,10 +14,11 @@ import numpy as np
 # %% ../../nbs/19_fields.tissue.ipynb #ed14e8c3
 _WIDEST = 1024  # the image is looked at in at most so many pixels a side
 _BLACK = 8  # of 255; what is darker in all colours was never lit
+_GREY = 30  # glass has next to no colour: its three lie no farther apart, of 255
 
 
-def _darkest(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Darkest colour (H, W) float32, 0 to 255, of the image made small; and which pixels show something, (H, W) bool."""
+def _darkest(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Darkest colour and how far the colours lie apart, (H, W) float32, 0 to 255, of the image made small; and which pixels show something."""
     step = max(1, -(-max(image.shape[:2]) // _WIDEST))
     size = (max(1, image.shape[1] // step), max(1, image.shape[0] // step))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1).astype(np.float32)
@@ -25,11 +26,14 @@ def _darkest(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         brightest = float(image.max())
         small *= 255 / next(full for full in (255, 1023, 4095, 16383, 65535) if brightest <= full)
     shown = small[..., 3] >= 128 if small.shape[2] == 4 else np.ones(small.shape[:2], bool)
-    return small[..., :3].min(axis=2), shown & (small[..., :3].max(axis=2) > _BLACK)
+    darkest, brightest = small[..., :3].min(axis=2), small[..., :3].max(axis=2)
+    return darkest, brightest - darkest, shown & (brightest > _BLACK)
 
 # %% ../../nbs/19_fields.tissue.ipynb #e40e960f
 def _peak_of_glass(values: np.ndarray) -> tuple[float, float] | None:
     """Brightness of the glass and how far it spreads; None where the image shows no glass."""
+    if not len(values):
+        return None
     counts = np.bincount(values.astype(np.uint8), minlength=256).astype(np.float64)
     soft = np.convolve(np.pad(counts, 2, mode="edge"), np.ones(5) / 5, mode="valid")
     peak = int(np.argmax(soft[170:])) + 170
@@ -92,12 +96,12 @@ def find_tissue(image: np.ndarray, speck: float = 0.0005, hole: float = 0.05) ->
         raise ValueError(f"expected an image (H, W), (H, W, 3) or (H, W, 4) with pixels, got shape {image.shape}: choose the channels to show in colour")
     if image.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"expected 8 or 16 bits a channel, got {image.dtype}: convert it with to_uint8")
-    dark, shown = _darkest(image)
-    dark = cv2.GaussianBlur(dark, (0, 0), 1.0)  # so that the camera's noise does not make the peak broad
+    dark, colour, shown = _darkest(image)
+    dark, colour = (cv2.GaussianBlur(one, (0, 0), 1.0) for one in (dark, colour))  # so that the camera's noise does not make the peak broad
     values = dark[shown]
     if not shown.any():
         return np.zeros(image.shape[:2], bool)
-    glass = _peak_of_glass(values)
+    glass = _peak_of_glass(dark[shown & (colour <= _GREY)])  # pale tissue cut out of its glass is pink
     found = shown.copy()
     if glass is not None:
         found &= dark < _valley(values, *glass)
