@@ -213,6 +213,8 @@ SMALL = {
 }
 
 
+# The last normalisation of keras-cv's backbone lies behind what DeepLab reads of it.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables .'post_bn/gamma', 'post_bn/beta'.")
 @pytest.mark.parametrize(("name", "channels"), [("unet", 1), ("unet", 4), ("unet_efficientnet_v2_b0", 4), ("deeplab_v3_plus", 1), ("segformer_b0", 4)])
 def test_models_take_any_channels_and_learn(name, channels):
     keras.utils.set_random_seed(0)
@@ -251,7 +253,7 @@ def network():
     keras.utils.set_random_seed(1)
     made = make_semantic(SemanticConfig("unet", SMALL["unet"], n_channels=2, tile=64, overlap=16))
     for weight in made.weights:  # as after a training: no channel is normalised as any other
-        if "moving" in weight.path or "gamma" in weight.path:
+        if "moving_variance" in weight.path or "gamma" in weight.path:
             weight.assign(np.random.default_rng(2).uniform(0.5, 1.5, weight.shape))
     return made
 
@@ -274,6 +276,7 @@ def test_tiles_say_what_the_whole_says_away_from_their_borders(network):
     """The network sees 22 pixels far; where one tile alone reaches, further than that from its border, nothing may differ."""
     image = np.random.default_rng(0).random((256, 256, 2)).astype(np.float32)
     whole = plain(network, image)
+    assert whole.std() > 1e-3, "the network looks at the image"
     found = predict_probability(network, image, SemanticConfig("unet", SMALL["unet"], n_channels=2, tile=128, overlap=0))
     far = np.zeros((256, 256), bool)
     for row in (0, 128):

@@ -151,7 +151,10 @@ def _steps_of(workflows: object, params: str | Path) -> dict[str, dict]:
 ONE_MEANING = ("fields", "labels", "pattern", "channels", "store", "cache", "maps", "out")  # the same thing in all workflows that have it
 FOR_ALL = ("seed", "workers")  # meant for all, whatever the params file says
 # Each workflow's own: where a run has several of these workflows, such a key needs the workflow before it.
-OWN_MEANING = ("model", "model_folder", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup", "ema", "augment", "balance", "method", "n_channels")
+OWN_MEANING = (
+    "model", "model_parameters", "model_folder", "data", "truth", "size", "epochs", "steps_per_epoch", "batch_size", "learning_rate", "weight_decay",
+    "warmup", "ema", "loss", "minutes", "validate_every", "augment", "balance", "method", "n_channels", "patch", "n_folds", "n_shown",
+)  # fmt: skip
 
 # %% ../../nbs/88_pipeline.plan.ipynb #06395c74
 def apply_overrides(steps: dict[str, dict], overrides: Sequence[str]) -> list[tuple[str, str]]:
