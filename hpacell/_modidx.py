@@ -1198,6 +1198,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'hpacell/maskrcnn/model.py'),
                                         'hpacell.maskrcnn.model.MaskRCNNLearner._anchor_losses': ( 'maskrcnn.model.html#maskrcnnlearner._anchor_losses',
                                                                                                    'hpacell/maskrcnn/model.py'),
+                                        'hpacell.maskrcnn.model.MaskRCNNLearner._draw_anchors': ( 'maskrcnn.model.html#maskrcnnlearner._draw_anchors',
+                                                                                                  'hpacell/maskrcnn/model.py'),
                                         'hpacell.maskrcnn.model.MaskRCNNLearner._roi_losses': ( 'maskrcnn.model.html#maskrcnnlearner._roi_losses',
                                                                                                 'hpacell/maskrcnn/model.py'),
                                         'hpacell.maskrcnn.model.MaskRCNNLearner.call': ( 'maskrcnn.model.html#maskrcnnlearner.call',

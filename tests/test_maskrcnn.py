@@ -21,7 +21,7 @@ from hpacell.models.blocks import keras
 
 SMALL = MaskRCNNConfig(
     widths=(8, 16, 16), blocks=(1, 1, 1), pyramid_channels=16, anchor_strides=(4, 8), anchor_side=3.0, roi_strides=(2, 4, 8), box_units=64,
-    mask_channels=16, max_instances=12, train_candidates=96, train_proposals=48, roi_samples=24, roi_positives=10, candidates=128,
+    mask_channels=16, max_instances=12, train_candidates=96, train_proposals=48, train_anchors=24, roi_samples=24, roi_positives=10, candidates=128,
     proposals=64, tile=128, overlap=64,
 )  # fmt: skip
 

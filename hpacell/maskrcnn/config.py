@@ -58,6 +58,9 @@ class MaskRCNNConfig:
         Anchors of an image that count in the loss, up to half of them objects.
     train_candidates, train_proposals : int
         Best anchors before and after the non-maximum suppression, in training.
+    train_anchors : int
+        Anchors drawn at random that join the proposals in training: the second look learns of background that the
+        first look does not take for an object, too.
     roi_iou : float
         A proposal from this IoU on is an object.
     roi_samples, roi_positives : int
@@ -110,6 +113,7 @@ class MaskRCNNConfig:
     anchor_samples: int = 256
     train_candidates: int = 512
     train_proposals: int = 256
+    train_anchors: int = 128
     roi_iou: float = 0.5
     roi_samples: int = 64
     roi_positives: int = 24
@@ -174,7 +178,7 @@ NETWORK = (
 FRACTIONS = ("roi_iou", "proposal_iou", "proposal_score", "score", "detection_iou", "mask_overlap")
 COUNTS = (
     "n_channels", "n_classes", "pyramid_channels", "norm_groups", "roi_size", "box_units", "mask_channels", "mask_convolutions",
-    "max_instances", "anchor_samples", "train_candidates", "train_proposals", "roi_samples", "roi_positives", "candidates",
+    "max_instances", "anchor_samples", "train_candidates", "train_proposals", "train_anchors", "roi_samples", "roi_positives", "candidates",
     "proposals", "min_area", "tile", "overlap",
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..fields.tiles import tile_windows
 from . import losses
-from .anchors import decode_boxes, encode_boxes, make_anchors
+from .anchors import clip_boxes, decode_boxes, encode_boxes, make_anchors
 from .config import MaskRCNNConfig
 from .detections import Detections, is_cut, join_detections, paste_masks, suppress_boxes
 from .heads import draw_masks, frame_boxes, look_at_boxes, make_box_head, make_mask_head
@@ -131,7 +131,8 @@ class MaskRCNNLearner(keras.Model):
         found = self._anchor_losses(logits, deltas, anchors, inputs)
         size = ops.shape(image)[1:3]
         boxes, _ = propose(logits, deltas, anchors, size, config.train_candidates, config.train_proposals, config.proposal_iou)
-        found |= self._roi_losses(image, maps, boxes, inputs)
+        any_anchor = self._draw_anchors(logits, deltas, anchors, size)
+        found |= self._roi_losses(image, maps, ops.concatenate([boxes, any_anchor], axis=1), inputs)
         self.add_loss(sum(ops.mean(found[name]) for name in LOSSES))
         return found
 
@@ -156,10 +157,17 @@ class MaskRCNNLearner(keras.Model):
             "anchor_box": losses.weighted_mean(losses.box_loss(answers[:, :half, 1:], wanted), real),
         }
 
+    def _draw_anchors(self, logits, deltas, anchors, size):
+        """Boxes (B, train_anchors, 4) of anchors drawn at random, whatever the first look says of them."""
+        noise = keras.random.uniform(ops.shape(logits), seed=self.seeds)
+        index, real = choose_random(ops.ones_like(logits, dtype="bool"), self.settings.train_anchors, noise)
+        boxes = decode_boxes(pick(ops.stop_gradient(deltas), index), ops.take(anchors, index, axis=0))
+        return clip_boxes(boxes, *size) * ops.cast(real, "float32")[..., None]
+
     def _roi_losses(self, image, maps, proposals, targets) -> dict:
         """Losses (B,) of the second look."""
         config, count = self.settings, self.settings.roi_positives
-        batch, most = ops.shape(proposals)[0], config.train_proposals + config.max_instances
+        batch, most = ops.shape(proposals)[0], config.train_proposals + config.train_anchors + config.max_instances
         noise = keras.random.uniform((batch, most), seed=self.seeds)
         shake = keras.random.normal((batch, config.max_instances, 4), seed=self.seeds)
         rois = sample_rois(proposals, targets, config, noise, shake)
