@@ -34,12 +34,12 @@ demo: env  ## the whole road on simulated fields, in a few minutes; says where t
 .PHONY: test
 test: env  ## every lesson of the notebooks, then every test but the slow ones
 	$(BIN)/nbdev-test nbs --n-workers $(WORKERS) --skip-folder-re '^(workflows|tutorials|_docs|\.ipynb_checkpoints)$$' --skip-file-re '^index'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: test-all
 test-all: env  ## the slow tests too
 	$(BIN)/nbdev-test nbs --n-workers $(WORKERS) --skip-folder-re '^(workflows|tutorials|_docs|\.ipynb_checkpoints)$$' --skip-file-re '^index' --flags slow
-	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m ''
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m ''
 
 .PHONY: torture
 torture: env  ## kills, damage, full disks and more, on real processes: a quarter of an hour

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 METHODS = ("auto", "classical", "unet", "maskrcnn")
 BORDERS = ("keep", "nuclei", "cells")
 COMPRESSIONS = ("none", "zstd", "auto")
-LAYOUTS = ("auto", "labels", "dsb2018", "dsb2018_csv", "coco", "ctc", "plain", "simulated")
+LAYOUTS = ("auto", "labels", "dsb2018", "dsb2018_csv", "coco", "ctc", "plain", "simulated", "hubmap")
 CONVERTED = ("coco", "labels", "dsb2018", "dsb2018_csv", "ctc")
 OVERLAPS = ("smallest", "largest", "first", "last")
 EXPORTS = ("tfrecord", "webdataset", "png", "hdf5", "zarr")
@@ -193,9 +193,12 @@ def _add_explore(commands) -> None:
     parser = _new_command(
         commands, "explore", "a report of fields and labels: what is there, how it looks",
         "hpacell explore data/mine --labels data/mine/labels.csv", "hpacell explore data/tiffs --channels microtubules,protein,nucleus,er",
+        "hpacell explore data/mine --labels data/mine/labels.csv --cells data/store --duplicates data/pairs.csv",
     )  # fmt: skip
     _add_fields(parser)
     parser.add_argument("--labels", metavar="CSV", help="image-level labels, e.g. with the columns ID,Label (default: none)")
+    parser.add_argument("--cells", metavar="CELLS", help="crop store, or CSV or Parquet with a row per cell: their sizes, shapes and crops (default: none)")
+    parser.add_argument("--duplicates", metavar="CSV", help="pairs of fields that show the same, to see what a split would leak: two columns of ids (default: none)")
     _add_runs_folder(parser)
 
 # %% ../nbs/98_arguments.ipynb #5d429314
@@ -284,7 +287,7 @@ def _add_convert(commands) -> None:
     parser.add_argument("out", metavar="OUT", help="new folder, for images and cells; or a file .json (coco) or .csv (dsb2018_csv), for the cells alone")
     parser.add_argument("--from", dest="layout", default="auto", help="layout of IN (default: auto, recognised)", **_one_of("layout", LAYOUTS))
     parser.add_argument("--to", default="coco", help="layout to write (default: coco)", **_one_of("layout", CONVERTED))
-    parser.add_argument("--target", metavar="NAME", help="which truth, where there are several: cells or nuclei; gold, silver or tracking for ctc; a category for coco")
+    parser.add_argument("--target", metavar="NAME", help="which truth, where there are several: cells or nuclei; gold, silver or tracking for ctc; a category for coco; rle or polygons for hubmap")
     parser.add_argument("--images", metavar="FOLDER", help="where the images are, if not beside their cells")
     parser.add_argument("--overlap", default="smallest", help="which cell gets a pixel that several claim (default: smallest)", **_one_of("rule", OVERLAPS))
     parser.add_argument("--category", metavar="NAME", help="what a COCO file calls the cells (default: cell or nucleus, by what they are)")

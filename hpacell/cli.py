@@ -63,7 +63,9 @@ def _explore(arguments: argparse.Namespace) -> int:
 
     values = {"fields": arguments.fields, "labels": arguments.labels, "pattern": arguments.pattern, "channels": arguments.channels}
     given = {name: value for name, value in values.items() if value}
-    check_parameters("explore", given)
+    tables = {name: value for name, value in (("cells", arguments.cells), ("pairs", arguments.duplicates)) if value}
+    check_parameters("explore", given | tables)
+    _check_tables(**tables)
     if arguments.labels:
         matches, ids = count_matches(**given)
         print(f"{matches} of {count_of(ids, 'id')} in {arguments.labels} {'has' if matches == 1 else 'have'} a field")
@@ -71,7 +73,23 @@ def _explore(arguments: argparse.Namespace) -> int:
         find_fields(**given)
         beside = labels_beside(arguments.fields)
         print(f"no labels are shown; to use those beside the fields: --labels {beside}" if beside else "no labels are shown: none were given")
-    return _show_run(run_plan(Plan("explore", {"explore": given}), runs=_runs_folder(arguments)))
+    return _show_run(run_plan(Plan("explore", {"explore": given | tables}), runs=_runs_folder(arguments)))
+
+# %% ../nbs/99_cli.ipynb #24203a26
+def _check_tables(cells: str = "", pairs: str = "") -> None:
+    """An error now, rather than from a notebook, for a table that cannot be read."""
+    if pairs:
+        from hpacell.fields.duplicates import read_duplicates
+
+        read_duplicates(pairs)
+    if cells.lower().endswith((".csv", ".parquet")):
+        from hpacell.files import read_table
+
+        read_table(cells)
+    elif cells:
+        from hpacell.feed.store import read_store
+
+        read_store(cells)
 
 # %% ../nbs/99_cli.ipynb #a23d6df1
 def _prepare(module: str, arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: the folder ../shared/data is not on this machine")
     return folder
+
+
+@pytest.fixture
+def notebook_style() -> Iterator[None]:
+    """Plotly's template and renderer as in a notebook, and afterwards as they were."""
+    import plotly.io as pio
+
+    from hpacell.figures.style import use_hpacell_style
+
+    before = pio.templates.default, pio.renderers.default
+    use_hpacell_style()
+    yield
+    pio.templates.default, pio.renderers.default = before
 
 
 @pytest.fixture

@@ -54,6 +54,17 @@ def test_hubmap(tmp_path):
         read_labels(write(tmp_path, head + "1,prostrate,HPA,1,1,1,1,,1,Male\n"))
 
 
+@pytest.mark.parametrize("head", ["ID,Label,sex\n", "Id,Target,Sex\n", "id,organ,sex\n", "field_id,labels,sex\n"])
+def test_sex_is_one_of_two_words_or_not_known(tmp_path, head):
+    blank = "lung" if "organ" in head else ""
+    texts = ["Female", " male", "F", "M", "", "unknown", "NA"]
+    rows = "".join(f"{number},{blank},{text}\n" for number, text in enumerate(texts))
+    assert read_labels(write(tmp_path, head + rows))["sex"].tolist() == ["Female", "Male", "Female", "Male", "", "", ""]
+    for word, hint in (("Femal", "did you mean 'Female'"), ("Robot", "leave it empty where it is not known")):
+        with pytest.raises(ValueError, match=f"row 3 and 1 more rows: expected Female, Male or nothing as the sex, got '{word}': {hint}"):
+            read_labels(write(tmp_path, head + f"1,{blank},Male\n2,{blank},{word}\n3,{blank},{word}\n"))
+
+
 def test_ids_stay_text_and_gzip_is_unpacked(tmp_path):
     (tmp_path / "l.csv.gz").write_bytes(gzip.compress(b"\xef\xbb\xbfID,Label\n007, 3 | 4 \n"))
     frame = read_labels(tmp_path / "l.csv.gz")

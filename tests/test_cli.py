@@ -179,6 +179,9 @@ def test_missing_labels_are_one_sentence(fields, tmp_path, capsys):
         (["FIELDS", "--labels", "OTHERS"], "expected ids of the fields"),
         (["FIELDS", "--labels", "UNKNOWN"], "did you mean 'cytosol'"),
         (["FIELDS", "--pattern", "{field_id}.tif"], "correct the pattern"),
+        (["FIELDS", "--cells", "NOWHERE"], "NOWHERE"),
+        (["FIELDS", "--cells", "NOWHERE.csv"], "NOWHERE.csv"),
+        (["FIELDS", "--duplicates", "NOWHERE.csv"], "NOWHERE.csv"),
     ],
 )
 def test_explore_looks_before_it_starts(fields, tmp_path, capsys, words, message):
@@ -201,6 +204,18 @@ def test_explore_uses_labels_only_when_told(fields, tmp_path, capsys, monkeypatc
     assert main(["explore", str(fields), "--labels", str(fields / "labels.csv")]) == 0
     assert "5 of 5 ids in" in capsys.readouterr().out
     assert seen == [{"explore": {"fields": str(fields)}}, {"explore": {"fields": str(fields), "labels": str(fields / "labels.csv")}}]
+
+
+def test_explore_hands_on_tables_of_cells_and_pairs(fields, tmp_path, monkeypatch):
+    from hpacell.pipeline import runs
+
+    seen = []
+    monkeypatch.setattr(runs, "run_plan", lambda plan, runs: seen.append(plan.steps) or {"steps": {}, "folder": "runs/x", "n_quarantined": 0})
+    (tmp_path / "cells.csv").write_text("field_id,cell_id,height,width\na,1,30,40\n")
+    (tmp_path / "pairs.csv").write_text("first,second\na,b\n")
+    tables = {"cells": str(tmp_path / "cells.csv"), "pairs": str(tmp_path / "pairs.csv")}
+    assert main(["explore", str(fields), "--cells", tables["cells"], "--duplicates", tables["pairs"]]) == 0
+    assert seen == [{"explore": {"fields": str(fields), **tables}}]
 
 
 def test_the_explore_workflow_takes_no_labels_silently(fields, tmp_path, capsys):

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from plotted import bars
 
 from hpacell.fields.catalog import read_labels
 from hpacell.fields.duplicates import read_duplicates
@@ -20,32 +21,13 @@ from hpacell.figures.page import write_page
 from hpacell.figures.pictures import change_patches, draw_mask, figure_changes, figure_masks, figure_tiles
 from hpacell.figures.shapes import figure_cell_ratios, figure_cells_per_field, figure_crop_sizes, size_quartiles
 from hpacell.figures.splits import class_array, figure_leakage, figure_sampling, figure_split_balance, leaking_groups
-from hpacell.figures.style import use_hpacell_style
 from hpacell.figures.units import figure_mask_areas, figure_unit_shapes, measure_units
 from hpacell.figures.words import column_texts, told
 from hpacell.masks.rle import decode_kaggle, encode_kaggle
 
 ORGANS_OF_351 = {"kidney": 99, "prostate": 93, "largeintestine": 58, "spleen": 53, "lung": 48}
 
-
-@pytest.fixture(autouse=True)
-def style():
-    """The template and the renderer as in a notebook, and afterwards as they were."""
-    import plotly.io as pio
-
-    before = pio.templates.default, pio.renderers.default
-    use_hpacell_style()
-    yield
-    pio.templates.default, pio.renderers.default = before
-
-
-def bars(figure, name=None):
-    """{category: length} of one trace of horizontal bars, or of all of them added up."""
-    total = Counter()
-    for trace in figure.data:
-        if trace.type == "bar" and name in (None, trace.name):
-            total.update({str(y): int(x) for y, x in zip(trace.y, trace.x, strict=True)})
-    return dict(total)
+pytestmark = pytest.mark.usefixtures("notebook_style")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +129,13 @@ def test_combinations_and_rarity_of_the_full_tables(shared_data, name, column, s
     shown = sorted(int(x) for trace in rarity.data[:2] for x in trace.x)
     assert shown == sorted(totals.values()) and len(shown) == n
     assert told(rarity).startswith(f"{sum(count < 0.01 * len(raw) for count in totals.values())} of {n} locations")
+
+
+def test_few_fields_are_counted_in_whole_numbers():
+    few = figure_combinations(pd.DataFrame({"field_id": list("abc"), "labels": ["cytosol", "cytosol", "cytosol|nucleoli"]}))
+    assert few.layout.yaxis.dtick == 1 and few.data[0].textangle == 0 and list(few.data[0].y) == [2, 1]
+    many = figure_combinations(pd.DataFrame({"field_id": list("abcdefgh"), "labels": "cytosol"}))
+    assert many.layout.yaxis.dtick is None
 
 
 def test_cells_per_field_of_the_real_counts(shared_data):
@@ -323,5 +312,6 @@ def test_explore_writes_a_page_for_a_table_of_tissue(root, tmp_path):
     summary = json.loads((tmp_path / "metrics_explore.json").read_text())
     assert {"organs", "sexes", "ages", "sources", "mask_areas", "unit_shapes", "masks", "field_sizes", "pixel_sizes", "thickness", "missing", "sampling", "split_balance"} == set(summary["figures"])
     assert {"locations", "cells_per_field", "changes"} <= set(summary["absent"]) and "9 of unknown age" in summary["seen"]["ages"]
+    assert summary["absent"]["tiles"] == "Tiles: no picture of tissue with a mask was read."
     text = (tmp_path / "explore.html").read_text()
     assert all(sentence.split("'")[0] in text for sentence in summary["seen"].values())

@@ -14,6 +14,7 @@ import plotly.io as pio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plotted import bars
 
 from hpacell.fields.catalog import read_labels
 from hpacell.fields.read import Field
@@ -34,23 +35,7 @@ from hpacell.figures.style import (
 from hpacell.figures.words import organ_title
 from hpacell.vocabulary import CHANNELS, LOCATIONS, LOCATIONS_2018, location_title
 
-
-@pytest.fixture(autouse=True)
-def style():
-    """The template and the renderer as in a notebook, and afterwards as they were."""
-    before = pio.templates.default, pio.renderers.default
-    use_hpacell_style()
-    yield
-    pio.templates.default, pio.renderers.default = before
-
-
-def bars(figure, name=None):
-    """{category: length} of one trace of horizontal bars, or of all of them added up."""
-    total = Counter()
-    for trace in figure.data:
-        if trace.type == "bar" and name in (None, trace.name):
-            total.update({str(y): int(x) for y, x in zip(trace.y, trace.x, strict=True)})
-    return dict(total)
+pytestmark = pytest.mark.usefixtures("notebook_style")
 
 
 def check_label_figures(frame, raw, vocabulary):

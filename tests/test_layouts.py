@@ -12,14 +12,17 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 
 from hpacell.fields.image import FieldError
 from hpacell.fields.picture import write_png
 from hpacell.fields.simulate import simulate_fields
+from hpacell.fields.slides import simulate_tissues
 from hpacell.masks.coco import write_coco
 from hpacell.masks.labelled import LabelFile, LabelledImage, read_label_image
 from hpacell.masks.labels import relabel
 from hpacell.masks.layouts import LAYOUTS, WRITTEN, detect_layout, find_labelled, write_labelled
+from hpacell.masks.tissue import find_tissue_images
 
 KEEPS_NUMBERS = ("coco", "labels", "ctc")
 LABELS = arrays(np.int32, st.tuples(st.integers(1, 9), st.integers(1, 12)), elements=st.sampled_from([0, 0, 1, 2, 7, 300, 65_535]))
@@ -182,6 +185,24 @@ def test_in_doubt_both_are_named(tmp_path):
         find_labelled(tmp_path)
     for layout in ("labels", "coco"):
         assert find_labelled(tmp_path, layout)[0].read()[1].sum() == 3
+
+
+def test_tissue_is_a_layout_whose_units_are_numbered(tmp_path):
+    simulate_tissues(tmp_path / "tissue", 3, seed=4, size=(96, 130))
+    assert detect_layout(tmp_path / "tissue") == detect_layout(tmp_path / "tissue" / "train.csv") == "hubmap"
+    whole = {one.image_id: one for one in find_tissue_images(tmp_path / "tissue")}
+    for one in find_labelled(tmp_path / "tissue"):
+        image, labels = one.read()
+        before, mask = whole[one.image_id].read()
+        assert one.kind == whole[one.image_id].kind and np.array_equal(image, before) and np.array_equal(labels > 0, mask == 1)
+        assert labels.max() == ndimage.label(mask == 1, np.ones((3, 3)))[1] > 1
+    (tmp_path / "tissue" / "train_images").rename(tmp_path / "elsewhere")
+    moved = find_labelled(tmp_path / "tissue", images=tmp_path / "elsewhere")
+    assert len(moved) == 3 and moved[0].read()[0].shape == (96, 130, 3)
+    with pytest.raises(ValueError, match="expected rle or polygons as the target of layout hubmap, got 'nuclei'"):
+        find_labelled(tmp_path / "tissue", target="nuclei")
+    write_labelled(moved, tmp_path / "labels", "labels")
+    assert [np.array_equal(a.read()[1], b.read()[1]) for a, b in zip(moved, find_labelled(tmp_path / "labels"), strict=True)] == [True] * 3
 
 
 def test_what_was_looked_for_is_said(tmp_path):

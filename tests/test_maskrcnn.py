@@ -14,7 +14,7 @@ from hpacell.maskrcnn.heads import frame_boxes
 from hpacell.maskrcnn.proposals import keep_best, propose
 from hpacell.maskrcnn.pyramid import BACKBONES, make_pyramid
 from hpacell.maskrcnn.roi_align import roi_align
-from hpacell.maskrcnn.targets import IGNORED, choose_random, make_targets, mask_targets, match_anchors
+from hpacell.maskrcnn.targets import IGNORED, choose_random, make_targets, mask_targets, match_anchors, sample_rois
 from hpacell.masks.boxes import box_iou
 from hpacell.metrics.instances import jaccard
 from hpacell.models.blocks import keras
@@ -178,7 +178,7 @@ def test_settings_are_checked():
         ({"n_channels": 0}, "n_channels to be a whole number from 1"), ({"anchor_iou": (0.6, 0.3)}, "put the smaller first"),
         ({"blocks": (1, 1)}, "as many"), ({"widths": (8, 12, 16)}, "multiples of it"), ({"anchor_strides": (4, 64)}, "ascending among"),
         ({"roi_size": 7}, "even roi_size"), ({"overlap": 128}, "overlap smaller"), ({"roi_positives": 24}, "room for background"),
-        ({"anchor_ratios": ()}, "at least one of each"),
+        ({"anchor_ratios": ()}, "at least one of each"), ({"zoom": 0.1}, "from 0.25 to 4"), ({"small": -1.0}, "small from 0"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             replace(SMALL, **wrong)
@@ -219,6 +219,34 @@ def test_an_empty_image_trains_and_predicts(tmp_path):
     np.testing.assert_array_equal(numpy_of(network(image)["boxes"]), numpy_of(again(image)["boxes"]))
 
 
+def test_patches_of_any_size_train_one_after_another():
+    keras.utils.set_random_seed(0)
+    network = model.make_network(SMALL)
+    learner = model.make_learner(network, SMALL)
+    learner.compile(keras.optimizers.Adam(1e-3))
+    # The smallest holds fewer anchors than are asked for.
+    for size in (32, 96, 64):
+        logs = learner.train_on_batch(batch_of([discs(2, size, seed) for seed in (0, 1)], SMALL), return_dict=True)
+        assert np.isfinite(list(logs.values())).all() and logs["mask_loss"] > 0
+
+
+def test_the_second_look_learns_of_all_background():
+    keras.utils.set_random_seed(0)
+    config = replace(SMALL, train_candidates=1, train_proposals=1)
+    learner = model.make_learner(model.make_network(config), config)
+    labels, image = discs(1, 128)
+    targets = {name: keras.ops.convert_to_tensor(value) for name, value in make_targets(labels[None], config).items()}
+    maps, logits, deltas, anchors = learner.network.first_look(keras.ops.convert_to_tensor(image[None]))
+    boxes = numpy_of(learner._draw_anchors(logits, deltas, anchors, (128, 128)))
+    assert boxes.shape == (1, config.train_anchors, 4) and boxes.min() >= 0 and boxes.max() <= 128
+    middles = (boxes[0, :, :2] + boxes[0, :, 2:]) / 2
+    assert len({(row // 64, col // 64) for row, col in middles}) == 4, "all quarters of the image are seen"
+    noise = np.random.default_rng(0).random((1, config.train_anchors + config.max_instances), np.float32)
+    rois = sample_rois(keras.ops.convert_to_tensor(boxes), targets, config, noise, np.zeros((1, config.max_instances, 4), np.float32))
+    background = (numpy_of(rois["real"])[0] > 0) & (numpy_of(rois["classes"])[0] == 0)
+    assert background.sum() >= 10 and box_iou(numpy_of(rois["boxes"])[0][background], numpy_of(targets["boxes"])[0, :1]).max() < config.roi_iou
+
+
 class Seer:
     """Stands for a network that has learned everything: it finds the pieces above one half."""
 
@@ -239,6 +267,57 @@ def test_tiles_find_each_cell_once(shape):
     found, scores = model.segment_image(Seer(), (labels > 0).astype("float32")[..., None], SMALL)
     assert found.shape == shape and found.max() == len(scores) == labels.max() > 0
     assert jaccard(labels, found, 0.8) == 1
+
+
+@pytest.mark.parametrize("zoom", [0.5, 1.25, 2.0])
+@pytest.mark.parametrize("shape", [(300, 410), (65, 500), (20, 30)])
+def test_enlarged_images_give_cells_in_their_own_pixels(shape, zoom):
+    labels, _ = discs(40, shape=shape, seed=3, gap=8)
+    found, scores = model.segment_image(Seer(), (labels > 0).astype("float32")[..., None], replace(SMALL, zoom=zoom))
+    assert found.shape == shape and found.max() == len(scores) == labels.max() > 0
+    assert jaccard(labels, found, 0.8) == 1
+
+
+class Counter(Seer):
+    """Notes how large the images are that it sees."""
+
+    def __init__(self):
+        self.seen = []
+
+    def predict_on_batch(self, inputs):
+        if not isinstance(inputs, dict):
+            self.seen.append(inputs.shape[1])
+        return super().predict_on_batch(inputs)
+
+
+def test_small_cells_are_looked_at_again_enlarged():
+    labels, _ = discs(8, seed=3, gap=8)
+    image = (labels > 0).astype("float32")[..., None]
+    diameter = np.median(np.sqrt(np.bincount(labels.ravel())[1:] * 4 / np.pi))
+    config = replace(SMALL, tile=256, small=diameter * 0.7)
+    seer = Counter()
+    model.segment_image(seer, image, config)
+    assert seer.seen == [128], "these are not small"
+    found, _ = model.segment_image(seer, image, replace(config, small=diameter * 1.4))
+    assert seer.seen[1:] == [128, 256] and jaccard(labels, found, 0.8) == 1
+    empty, scores = model.segment_image(seer, image * 0, replace(config, small=99.0))
+    assert seer.seen[3:] == [128] and not empty.any() and not len(scores), "nothing is not small"
+
+
+def test_the_zoom_is_chosen_by_what_is_found():
+    class Nearsighted(Seer):
+        """Sees nothing that is not enlarged."""
+
+        def predict_on_batch(self, inputs):
+            blind = not isinstance(inputs, dict) and inputs.shape[1] < 256
+            return super().predict_on_batch(inputs * 0 if blind else inputs)
+
+    labels, _ = discs(8, seed=3, gap=8)
+    config, score = model.tune_config(
+        Nearsighted(), [(labels > 0).astype("float32")[..., None]], [labels], replace(SMALL, tile=256),
+        {"zoom": (1.0, 2.0, 1.25), "score": (0.2, 0.5)},
+    )  # fmt: skip
+    assert config.zoom == 2.0 and score > 0.5
 
 
 def test_images_that_cannot_be_read_are_refused():

@@ -181,7 +181,7 @@ def test_a_kill_costs_one_epoch_and_no_digit(trained, tmp_path, root, capsys):
     folder = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(root / "tests")], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = folder / "state.json"
-    for _ in range(6000):
+    for _ in range(30000):
         if state.is_file() and json.loads(state.read_text())["epoch"] >= 1:
             break
         assert process.poll() is None, "it ended before it was killed"

@@ -25,6 +25,7 @@ from hpacell.metrics.tissue import (
     summarise_tissue,
 )
 from hpacell.models import tissue
+from hpacell.models.card import keep_weights
 from hpacell.models.region_losses import REGION_LOSSES, RegionLoss, check_region_loss, keras
 from hpacell.models.semantic import SEMANTIC, SemanticConfig, make_semantic, predict_mask, predict_probability
 from hpacell.models.tissue import cross_validate_tissue, load_tissue, train_tissue
@@ -369,6 +370,8 @@ def test_no_donor_and_no_twin_is_on_two_sides():
     donors["t0"] = donors["t6"] = "both"  # a donor of a lung and a kidney
     sides = split_tissue(images, leave_out="lung", groups=donors)
     assert sides["t6"] == "none" and {sides[f"t{i}"] for i in range(6)} == {"test"}
+    twin = [*images, Painted("t18", "spleen", 1)]  # the same picture as a lung
+    assert split_tissue(twin, leave_out="lung")["t18"] == "none" and split_tissue(twin, leave_out="kidney")["t18"] in ("train", "valid")
     for arguments, message in (({"n_folds": 2}, "3 folds or more"), ({"fold": 5}, "below their number"), ({"leave_out": "heart"}, "known organ"), ({"groups": {}}, "got none for t0")):
         with pytest.raises(ValueError, match=message):
             split_tissue(images, **arguments)
@@ -395,6 +398,9 @@ def test_a_training_ends_in_a_card_with_scores_of_images_that_chose_nothing(tmp_
     expected = score_tissue(pairs, ["kidney", "lung"]).iloc[-1]["dice"]
     assert card["scores"]["all"]["dice"][0] == pytest.approx(expected, abs=1e-4)
     assert set(card["config"]["thresholds"]) == {"", "kidney", "lung"}
+    pairs = [(image.read()[1], trained.segment(image.read()[0], image.kind)) for image in IMAGES[2:4]]  # predicted once, to choose and to score
+    chosen = scores[(scores["side"] == "valid") & (scores["level"] == "image")]
+    pd.testing.assert_series_equal(chosen["dice"], score_tissue(pairs, ["kidney", "lung"])["dice"][:2], check_index=False)
     pixels = IMAGES[3].read()[0]
     np.testing.assert_array_equal(again.probability(pixels), trained.probability(pixels))
     train_tissue(IMAGES, tmp_path / "m", TINY, sides)
@@ -407,6 +413,50 @@ def test_a_training_ends_in_a_card_with_scores_of_images_that_chose_nothing(tmp_
     for wrong, message in (({}, "expected a side for each image"), (dict.fromkeys(sides, "valid"), "got none for 'train'")):
         with pytest.raises(ValueError, match=message):
             train_tissue(IMAGES, tmp_path / "x", TINY, {**wrong} or {"other": "train"})
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Folder and card of a model that has learned nothing."""
+    folder, config = tmp_path_factory.mktemp("tissue"), SemanticConfig("unet", SMALL["unet"], tile=64, overlap=16)
+    card = {"kind": "tissue", "config": json.loads(config.to_json()), "weights_blake2b": keep_weights(make_semantic(config), folder)}
+    (folder / "card.json").write_text(json.dumps(card))
+    assert load_tissue(folder).config == config
+    return folder, card
+
+
+@pytest.mark.parametrize("name", tissue.CARD_KEYS)
+def test_a_card_that_lacks_something_names_it(kept, name):
+    folder, card = kept
+    (folder / "card.json").write_text(json.dumps({key: value for key, value in card.items() if key != name}))
+    with pytest.raises(ValueError, match=f"card.json: expected the card of a model of tissue, got none of {name}: copy it again"):
+        load_tissue(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "segmenter", "config": None}, "expected the card of a model of tissue, got a card of kind 'segmenter'"),
+        ({"weights_blake2b": "0"}, "expected weights with hash 0, got .*copy weights and card again, together"),
+        ({"config": {"parameters": {"stem": 4, "filters": [6, 12]}}}, "expected weights of a unet as the card says, got others"),  # other shapes
+        ({"config": {"parameters": {"stem": 4, "filters": [6, 8, 8]}}}, "expected weights of a unet as the card says, got others"),  # more layers
+        ({"config": {"model": "segformer_b0", "parameters": SMALL["segformer_b0"]}}, "expected weights of a segformer_b0 as the card says, got others"),
+        ({"config": {"model": "unett"}}, "did you mean 'unet'"),
+    ],
+)
+def test_weights_and_card_belong_together(kept, change, message):
+    folder, card = kept
+    config = {"config": card["config"] | (change.get("config") or {})}
+    (folder / "card.json").write_text(json.dumps(card | change | config))
+    with pytest.raises(ValueError, match=message):
+        load_tissue(folder)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{}", "got none of kind, config, weights_blake2b"), ("null", "got none of kind"), ("", "expected JSON")])
+def test_what_is_no_card_is_refused(kept, text, message):
+    (kept[0] / "card.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_tissue(kept[0])
 
 
 def test_a_training_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch):
@@ -432,15 +482,16 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypat
     assert resumed.card["scores"]["all"]["dice"][0] == pytest.approx(whole.card["scores"]["all"]["dice"][0], abs=0.02)
 
 
-def test_over_the_folds_each_image_is_scored_once(tmp_path):
-    brief = replace(TINY, epochs=1, steps_per_epoch=2)
+def test_over_the_folds_each_image_is_scored_once(tmp_path, monkeypatch):
+    brief, grouped, group = replace(TINY, epochs=1, steps_per_epoch=2), [], tissue.group_tissue
+    monkeypatch.setattr(tissue, "group_tissue", lambda images, groups: grouped.append(len(images)) or group(images, groups))
     scores = cross_validate_tissue(IMAGES, tmp_path / "folds", brief, n_folds=3)
     images = scores[scores["level"] == "image"]
     assert sorted(images["image"]) == sorted(image.image_id for image in IMAGES) and set(images["fold"]) == {"fold0", "fold1", "fold2"}
     assert scores.iloc[-1]["dice"] == pytest.approx(images["dice"].mean()) and np.isfinite(scores.iloc[-1]["dice_low"])
     left = cross_validate_tissue(IMAGES, tmp_path / "organs", brief, n_folds=3, by="organ")
     rows = left[left["level"] == "image"]
-    assert (rows["fold"] == rows["organ"]).all() and len(rows) == 10
+    assert (rows["fold"] == rows["organ"]).all() and len(rows) == 10 and grouped == [10, 10], "images are compared once for all folds"
     pd.testing.assert_frame_equal(summarise_tissue(rows, 1000, brief.seed)[["image", "dice"]], left[["image", "dice"]])
 
 

@@ -18,14 +18,16 @@ import yaml
 from hpacell.cli import main
 from hpacell.feed.store import read_store
 from hpacell.fields.simulate import simulate_fields
-from hpacell.files import write_json
+from hpacell.files import write_json, write_table
 from hpacell.metrics.locations import score_locations, summarise_locations
+from hpacell.metrics.tissue import score_tissue
 from hpacell.pipeline import runs as runs_module
 from hpacell.pipeline import sweep as sweep_module
 from hpacell.pipeline import templates as templates_module
 from hpacell.pipeline.comparison import compare_runs, location_precisions, read_runs
 from hpacell.pipeline.extract import ExtractSettings, extract_fields
 from hpacell.pipeline.jobs import Job, Outcome, expected_need, n_startable, process_tree, run_jobs, thread_environment
+from hpacell.pipeline.outcomes import image_difference, organ_scores, read_image_scores, readable_table
 from hpacell.pipeline.points import read_sweep
 from hpacell.pipeline.runs import RunError, list_runs, run
 from hpacell.pipeline.scored import (
@@ -509,6 +511,99 @@ def test_runs_without_a_training(tmp_path):
     table = compare_runs(read_runs(["a", "b"], tmp_path)).table
     assert table[["run", "crop_size", "extract.n_cells"]].to_numpy().tolist() == [["a", 3, 3], ["b", 5, 5]]
     assert not {"score", "extract.n_fields", "reason"} & set(table)
+
+
+# Models of tissue
+
+
+TISSUE = """
+workflows: {tissue: {simulated: 10, size: 64}}
+sweep:
+  model: [unet, segformer_b0]
+  points: [{name: plain, patch: 32}, {name: mixed, patch: 64, augment: [flip, mosaic]}]
+"""
+
+
+@pytest.fixture(scope="module")
+def tissue_runs(tmp_path_factory) -> Path:
+    """A sweep of four models of tissue: three that ended, one of them without its last cell, and one that failed."""
+    folder = tmp_path_factory.mktemp("tissue")
+    plan = read_sweep(written(folder, TISSUE, "tissue.yaml"))
+    sweep, rng = folder / "tissue-1", np.random.default_rng(0)
+    truths = [rng.random((16, 16)) < 0.4 for _ in range(8)]
+    organs = ["lung", "spleen"] * 4
+    for point, kept in zip(plan.points, (0.9, None, 0.95, 0.6), strict=True):
+        run, model = sweep / point.name, sweep / point.name / "model"
+        values = {name: str(value).replace("{run}", str(run)) if name == "model_folder" else value for name, value in point.steps["tissue"].items()}
+        step = {"status": "finished" if kept else "failed", "values": values, "seconds": 30.0} | ({} if kept else {"reason": "ValueError: expected a finite loss, got nan"})
+        write_json(run / "run.json", {"id": point.name, "status": step["status"], "params": point.steps, "steps": {"tissue": step}})
+        if not kept:
+            continue
+        pairs = [(truth, truth & (np.random.default_rng(number).random(truth.shape) < kept)) for number, truth in enumerate(truths)]
+        scores = score_tissue(pairs, organs, [f"image{n}" for n in range(8)], n_bootstrap=50)
+        total = scores.iloc[-1]
+        write_table(model / "scores.csv", pd.concat([scores.assign(side="valid", dice=1.0), scores.assign(side="test")]))
+        pd.DataFrame({"epoch": range(4), "loss": [0.9, 0.6, 0.5, 0.4], "val_dice": [np.nan, 0.5, np.nan, kept]}).to_csv(model / "log.csv", index=False)
+        card = {name: [round(float(row[f"dice{end}"]), 4) for end in ("", "_low", "_high")] for name, row in (("all", total),)}
+        write_json(model / "card.json", {"kind": "tissue", "n_weights": 99, "scores": {"all": {"dice": card["all"]}}, "training": {"model": "unet"}})
+        if kept > 0.6:  # the last was killed before its summary
+            write_json(run / "metrics_tissue.json", {"dice": round(float(total["dice"]), 4), "dice_low": float(total["dice_low"]), "dice_high": float(total["dice_high"]), "weights": 99, "epochs": 4})
+    write_json(sweep / "sweep.json", {"id": "tissue-1", "name": "tissue", "status": "failed", "points": [{"name": point.name, "status": ""} for point in plan.points]})
+    return sweep
+
+
+def test_each_model_of_a_sweep_has_a_folder_of_its_own(tmp_path, root):
+    plan = read_sweep(written(tmp_path, TISSUE))
+    assert {point.steps["tissue"]["model_folder"] for point in plan.points} == {"{run}/model"}
+    with pytest.raises(ValueError, match="expected a folder for the model of each run, got 'a' for 4"):
+        read_sweep(written(tmp_path, TISSUE.replace("size: 64", "size: 64, model_folder: a")))
+    plan = read_sweep(root / "params" / "tissue_sweep.yaml")
+    assert len(plan.points) == 16 and len({point.steps["tissue"]["seed"] for point in plan.points}) == 1
+
+
+def test_tissue_is_compared_by_dice(tissue_runs, capsys):
+    compared = compare_runs(read_runs([tissue_runs]), 100)
+    table = compared.table
+    assert table["run"].tolist() == ["mixed,unet", "plain,unet", "mixed,segformer_b0", "plain,segformer_b0"]
+    assert list(table)[:6] == ["run", "status", "model", "dataset", "patch", "augment"] and "model_folder" not in table
+    assert table["model"].tolist() == ["unet", "unet", "segformer_b0", "segformer_b0"] and set(table["dataset"]) == {"10 simulated"}
+    assert table["score"][0] > table["score"][1] > table["score"][2] and np.isnan(table["score"][3]), "the third from its card alone"
+    assert (table["low"] < table["score"])[:3].all() and (table["score"] < table["high"])[:3].all()
+    means = [compared.images[name]["dice"].mean() for name in table["run"][:3]]
+    assert table["score"][:3].to_numpy(float) == pytest.approx(means, abs=1e-4), "of the test images, not of those that chose"
+    assert table["difference"][1:3].tolist() == pytest.approx([mean - means[0] for mean in means[1:]])
+    assert (table["difference_low"][1:3] < table["difference"][1:3]).all() and table["difference_high"][2] < 0
+    shown = compared.shown
+    assert shown["augment"].tolist()[0] == "…, mosaic" and "rotate90" in shown["augment"][1] and "flip" not in shown["augment"][1]
+    odd = pd.DataFrame({"augment": ['["flip", {"scale": {"least": 0.7}}]', '["flip"]', "[]"], "n": [1, 2, 3]})
+    assert readable_table(odd)["augment"].tolist() == ["flip, scale: {least: 0.7}", "flip", "none"], "nothing that all have"
+    text = str(compared)
+    assert "Scores: mean Dice of the foreground, 95 % intervals over images. Images that chose nothing." in text
+    assert "Differences: to mixed,unet on the same test images" in text and "Without a difference" not in text
+    assert compared.measure == "mean Dice of the foreground"
+    assert organ_scores(compared.images).loc["lung", "plain,unet"] == pytest.approx(compared.images["plain,unet"]["dice"][::2].mean())
+
+
+def test_other_images_have_no_difference(tissue_runs):
+    first = read_image_scores(tissue_runs / "plain,unet" / "model" / "scores.csv")
+    assert image_difference(first, first.assign(n_truth=first["n_truth"] + 1)) is None and image_difference(first[:1], first[:1]) is None
+    assert image_difference(first, first[:-1]) is None
+    same = image_difference(first, first)
+    assert same == {"difference": 0, "difference_low": 0, "difference_high": 0}
+
+
+def test_tissue_beside_locations(tissue_runs, made_up):
+    compared = compare_runs(read_runs([tissue_runs, made_up]))
+    assert compared.table["score"].notna().sum() == 5
+    assert any("not of the same kind" in note and "mean dice" in note for note in compared.notes)
+
+
+def test_the_page_of_tissue(tissue_runs, tmp_path, capsys):
+    assert main(["compare", str(tissue_runs), "--out", str(tmp_path / "page.html"), "--runs", str(tmp_path / "runs")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    for word in ("Dice of each organ", "mean Dice of the foreground", "Dice on validation images", "No run has left cells", "Scores of 3 runs", "Spleen", "10 simulated", "expected a finite loss"):
+        assert word in page, word
+    assert "Traceback" not in page and "average precision" not in page.lower().replace("mean average precision or", "")
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"steps": 3, "status": "finished", "params": {"a": 1}}'])

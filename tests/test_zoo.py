@@ -8,7 +8,8 @@ import pytest
 
 from hpacell.models import set_backbone_trainable, transfer, zoo
 from hpacell.models.blocks import HEADS, conv_norm, keras, layers, location_head
-from hpacell.models.transfer import TRANSFER, cached_weights, inflate_kernel
+from hpacell.models.pretrained import cached_weights, inflate_kernel
+from hpacell.models.transfer import TRANSFER
 from hpacell.models.zoo import CONVNETS, ZOO, describe_zoo, make_classifier
 
 TWO = {"filters": (4, 8), "kernels": (5, 3)}

@@ -77,16 +77,32 @@ def _each_once(texts: pd.Series, parse: Callable[[str], object], path: str) -> p
     return texts.map(parsed)
 
 # %% ../../nbs/12_fields.catalog.ipynb #fcdfa285
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """What may be meant, or nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
 def _organ_of(text: str) -> str:
     """An organ as the vocabulary writes it."""
     slug = "".join(text.lower().replace("_", " ").split())
     if slug in ORGANS or not slug:
         return slug
-    near = difflib.get_close_matches(slug, ORGANS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known organs: {', '.join(ORGANS)}"
-    raise ValueError(f"expected a known organ, got {text!r}: {hint}")
+    raise ValueError(f"expected a known organ, got {text!r}: {_nearest(slug, ORGANS) or 'known organs: ' + ', '.join(ORGANS)}")
 
 # %% ../../nbs/12_fields.catalog.ipynb #0d75ef7a
+_SEXES = {"female": "Female", "f": "Female", "male": "Male", "m": "Male", **dict.fromkeys(("", "0", "unknown", "na", "n/a", "nan", "none"), "")}
+
+
+def _sex_of(text: str) -> str:
+    """Female, Male, or nothing where it is not known."""
+    word = text.strip().lower()
+    if word in _SEXES:
+        return _SEXES[word]
+    hint = _nearest(word.capitalize(), ("Female", "Male")) or "leave it empty where it is not known"
+    raise ValueError(f"expected Female, Male or nothing as the sex, got {text!r}: {hint}")
+
+# %% ../../nbs/12_fields.catalog.ipynb #09f71f50
 def read_labels(csv: str | Path) -> pd.DataFrame:
     """Read a table of labels, whichever of the known kinds it is.
 
@@ -100,12 +116,12 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     -------
     DataFrame
         One row per field, in the table's order: field_id, labels (slugs joined by ``|``), n_labels, and what else
-        the table has. ``attrs["kind"]`` is scc, hpa2018, hpacell or hubmap.
+        the table has. Sex is ``"Female"``, ``"Male"`` or empty. ``attrs["kind"]`` is scc, hpa2018, hpacell or hubmap.
 
     Raises
     ------
     ValueError
-        A table of another kind, an unknown label or organ (with row and nearest known name), an id that occurs
+        A table of another kind, an unknown label, organ or sex (with row and nearest known name), an id that occurs
         twice, or one that is empty or cannot be a file's name.
     FileNotFoundError
         No such file.
@@ -114,10 +130,8 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     table = _read_text_table(path)
     known = next((kind for kind in _KINDS if kind[0] <= set(table.columns)), None)
     if known is None:
-        raise ValueError(
-            f"{path}: expected the columns ID,Label or Id,Target or id,organ or field_id,labels, "
-            f"got {', '.join(table.columns[:12])}: rename the columns of ids and labels so"
-        )
+        got = ", ".join(table.columns[:12])
+        raise ValueError(f"{path}: expected the columns ID,Label or Id,Target or id,organ or field_id,labels, got {got}: rename the columns of ids and labels so")
     _, kind, locations, separator = known
     one_hot = {name.replace("_", " ") for name in (*LOCATIONS, *LOCATIONS_2018)}
     table = table.drop(columns=[c for c in table.columns if c in one_hot or c in ("idx", "in_trainset")])
@@ -127,8 +141,9 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     texts = table["labels"].str.strip() if "labels" in table else pd.Series("", index=table.index)
     labels = _each_once(texts, lambda text: parse_labels(text, locations, separator), path)
     table["labels"], table["n_labels"] = labels.map(format_labels).astype(str), labels.map(len).astype("int64")
-    if "organ" in table:
-        table["organ"] = _each_once(table["organ"], _organ_of, path)
+    for name, parse in (("organ", _organ_of), ("sex", _sex_of)):
+        if name in table:
+            table[name] = _each_once(table[name], parse, path)
     for name in table.columns.intersection(_NUMBERS):
         table[name] = pd.to_numeric(table[name], errors="coerce")
     first = ["field_id", "labels", "n_labels"]
@@ -191,9 +206,7 @@ def _with_files(sources: Sequence[FieldSource], sizes: bool) -> pd.DataFrame:
     return frame
 
 # %% ../../nbs/12_fields.catalog.ipynb #40955fed
-def catalog_fields(
-    sources: Sequence[FieldSource] | str | Path, labels: pd.DataFrame | str | Path | None = None, sizes: bool = False
-) -> Catalog:
+def catalog_fields(sources: Sequence[FieldSource] | str | Path, labels: pd.DataFrame | str | Path | None = None, sizes: bool = False) -> Catalog:
     """Lay fields and labels side by side.
 
     Parameters
@@ -226,10 +239,8 @@ def catalog_fields(
         missing_files = tuple(sorted(set(labels["field_id"]) - set(frame["field_id"])))
         missing_labels = tuple(sorted(set(frame["field_id"]) - set(labels["field_id"])))
         if len(frame) and len(missing_labels) == len(frame):
-            raise ValueError(
-                f"expected labels for the fields, got none: the files are named like {missing_labels[0]!r}, the table "
-                f"like {missing_files[0] if missing_files else ''!r}: give the table that belongs to this folder"
-            )
+            named = f"the files are named like {missing_labels[0]!r}, the table like {missing_files[0] if missing_files else ''!r}"
+            raise ValueError(f"expected labels for the fields, got none: {named}: give the table that belongs to this folder")
         frame = frame.merge(labels, on="field_id", how="left", suffixes=("", "_stated"))
         for name in ("height", "width", "path"):
             if f"{name}_stated" in frame:
@@ -313,15 +324,11 @@ def _stratify(counts: np.ndarray, sizes: np.ndarray, shares: np.ndarray, seed: i
 def _split(frame: pd.DataFrame, shares: np.ndarray, seed: int) -> np.ndarray:
     """Side of each row."""
     if "field_id" not in frame:
-        raise ValueError(
-            f"expected a column field_id, got {', '.join(map(str, frame.columns))}: use read_labels or catalog_fields"
-        )
+        raise ValueError(f"expected a column field_id, got {', '.join(map(str, frame.columns))}: use read_labels or catalog_fields")
     groups = _groups_of(frame)
     sizes = np.bincount(groups).astype(float)
     if len(sizes) < len(shares):
-        raise ValueError(
-            f"expected at least {len(shares)} groups of fields, got {len(sizes)}: use fewer folds or more fields"
-        )
+        raise ValueError(f"expected at least {len(shares)} groups of fields, got {len(sizes)}: use fewer folds or more fields")
     sides = _stratify(_label_counts(frame, groups), sizes, shares, seed)
     for empty in set(range(len(shares))) - set(sides.tolist()):
         # Shares of less than one group: the smallest group of the fullest side.

@@ -8,6 +8,7 @@ __all__ = ['figure_run_scores', 'figure_learning_curves', 'figure_location_curve
 # %% ../../nbs/85_figures.comparison.ipynb #79292057
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -18,6 +19,7 @@ from plotly.subplots import make_subplots
 
 from ..fields.picture import crop_picture, shrink
 from .style import AMOUNT_SCALE, COLOURS, count_things
+from .words import organ_title
 from ..vocabulary import CHANNELS, location_title
 
 # %% ../../nbs/85_figures.comparison.ipynb #23157b77
@@ -38,7 +40,9 @@ def _legend_below(figure: go.Figure, title: str, subtitle: str, height: int, n: 
     return figure
 
 # %% ../../nbs/85_figures.comparison.ipynb #52e59d05
-def figure_run_scores(table: pd.DataFrame, score: str = "score") -> go.Figure:
+def figure_run_scores(
+    table: pd.DataFrame, score: str = "score", measure: str = "mean average precision", settings: Sequence[str] = (), by: str | None = None
+) -> go.Figure:
     """Score of each run with its interval.
 
     Parameters
@@ -48,6 +52,12 @@ def figure_run_scores(table: pd.DataFrame, score: str = "score") -> go.Figure:
         a score are left out.
     score : str
         Column with the score.
+    measure : str
+        What the score is.
+    settings : sequence of str
+        Columns that the pointer shows.
+    by : str, optional
+        Column whose values have colours of their own, such as ``"model"``.
 
     Returns
     -------
@@ -63,21 +73,46 @@ def figure_run_scores(table: pd.DataFrame, score: str = "score") -> go.Figure:
     if shown.empty:
         raise ValueError(f"expected runs with a score in column {score!r}, got none: compare runs that have finished")
     ends = shown.reindex(columns=["low", "high"]).astype(float)
-    error = dict(type="data", symmetric=False, array=ends["high"] - shown[score], arrayminus=shown[score] - ends["low"], color=COLOURS["grey"])
-    dots = go.Scatter(
-        x=shown[score], y=shown["run"], mode="markers", error_x=error, marker=dict(size=10, color=COLOURS["blue"]),
-        hovertemplate="%{y}: %{x:.3f}<extra></extra>", showlegend=False,
-    )  # fmt: skip
+    names = pd.Series([_broken(name) for name in shown["run"]], shown.index)
+    groups = shown[by].astype(str) if by else pd.Series("", shown.index)
+    figure = go.Figure()
+    for number, (group, part) in enumerate(shown.groupby(groups, sort=False)):
+        reach = ends.loc[part.index]
+        error = dict(type="data", symmetric=False, array=reach["high"] - part[score], arrayminus=part[score] - reach["low"], color=COLOURS["grey"])
+        hovers = ["<br>".join([row["run"], *(f"{name}: {row[name]}" for name in settings if row[name] not in (None, ""))]) for row in part.to_dict("records")]
+        figure.add_scatter(
+            x=part[score], y=names[part.index], mode="markers", error_x=error, marker=dict(size=10, color=_line(number)["color"]), name=group,
+            customdata=hovers, hovertemplate="%{customdata}<br>%{x:.3f}<extra></extra>", showlegend=bool(by),
+        )  # fmt: skip
     below = "bars: 95 % intervals" if ends.notna().any(axis=None) else ""
-    title = dict(text=f"Scores of {count_things(len(shown), 'run')}", subtitle_text=below)
-    figure = go.Figure(dots, dict(title=title, height=140 + 30 * len(shown)))
-    return figure.update_yaxes(autorange="reversed", type="category").update_xaxes(title="mean average precision")
+    lines = [1 + name.count("<br>") for name in names]
+    _legend_below(figure, f"Scores of {count_things(len(shown), 'run')}", below, 140 + sum(max(30, 18 * n) for n in lines), groups.nunique() if by else 0)
+    figure.update_yaxes(autorange="reversed", type="category", categoryorder="array", categoryarray=list(names), automargin=True)
+    return figure.update_xaxes(title=measure)
+
+# %% ../../nbs/85_figures.comparison.ipynb #1336e17b
+def _broken(name: str, width: int = 26) -> str:
+    """A long name in lines, cut after commas and hyphens."""
+    lines = [""]
+    for word in re.findall(r"[^,-]*[,-]?", name):
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] += word
+    return "<br>".join(lines)
 
 # %% ../../nbs/85_figures.comparison.ipynb #7194afe5
-_NAMES = {"ap": "mean average precision"}
+_NAMES = {"ap": "mean average precision", "dice": "Dice"}
+_HELD_OUT = {"dice": "validation images"}
 
 # %% ../../nbs/85_figures.comparison.ipynb #05f006f9
-def figure_learning_curves(logs: Mapping[str, pd.DataFrame], metrics: Sequence[str] = ("val_loss", "val_ap")) -> go.Figure:
+def _panel_title(metric: str) -> str:
+    """What a column of a log is, and on what."""
+    name = metric.removeprefix("val_")
+    words = _NAMES.get(name, name.replace("_", " "))
+    return f"{words} on {_HELD_OUT.get(name, 'held-out fields')}" if metric.startswith("val_") else words
+
+# %% ../../nbs/85_figures.comparison.ipynb #0d31b9d9
+def figure_learning_curves(logs: Mapping[str, pd.DataFrame], metrics: Sequence[str] = ("val_loss", "val_ap", "val_dice")) -> go.Figure:
     """Training logs of several runs, one panel for each metric.
 
     Parameters
@@ -100,15 +135,16 @@ def figure_learning_curves(logs: Mapping[str, pd.DataFrame], metrics: Sequence[s
     known = [metric for metric in metrics if any({"epoch", metric} <= set(log.columns) for log in logs.values())]
     if not known:
         raise ValueError(f"expected logs with 'epoch' and one of {', '.join(metrics)}, got {len(logs)} without: give the log.csv of trainings")
-    titles = [_NAMES.get(metric.removeprefix("val_"), metric.removeprefix("val_").replace("_", " ")) + (" on held-out fields" if metric.startswith("val_") else "") for metric in known]
-    figure = make_subplots(len(known), 1, subplot_titles=titles, vertical_spacing=0.16, shared_xaxes=True)
+    titles = [_panel_title(metric) for metric in known]
+    figure, named = make_subplots(len(known), 1, subplot_titles=titles, vertical_spacing=0.16, shared_xaxes=True), set()
     for number, (run, log) in enumerate(logs.items()):
         for row, metric in enumerate(known, 1):
             if {"epoch", metric} <= set(log.columns):
                 figure.add_scatter(
-                    x=log["epoch"], y=log[metric], name=run, legendgroup=run, showlegend=row == 1, mode="lines", line=_line(number),
-                    row=row, col=1, hovertemplate="epoch %{x}: %{y:.4f}<extra>" + run + "</extra>",
+                    x=log["epoch"], y=log[metric], name=run, legendgroup=run, showlegend=run not in named, mode="lines", line=_line(number),
+                    connectgaps=True, row=row, col=1, hovertemplate="epoch %{x}: %{y:.4f}<extra>" + run + "</extra>",
                 )  # fmt: skip
+                named.add(run)
     _legend_below(figure, f"Learning curves of {count_things(len(logs), 'run')}", "a click on a name hides its lines", 290 * len(known), len(logs))
     longest = max(float(log["epoch"].max()) for log in logs.values() if "epoch" in log)
     return figure.update_xaxes(tickformat="d", dtick=1 if longest <= 12 else None).update_xaxes(title="epoch", row=len(known))
@@ -168,13 +204,17 @@ def figure_location_curves(scored: Mapping[str, tuple[np.ndarray, np.ndarray, Se
     return figure.update_xaxes(title="share of false alarms", row=2).update_yaxes(title="recall", row=2)
 
 # %% ../../nbs/85_figures.comparison.ipynb #ddbadd58
-def figure_average_precisions(table: pd.DataFrame) -> go.Figure:
-    """Average precision of each location in each run.
+def figure_average_precisions(table: pd.DataFrame, measure: str = "Average precision", thing: str = "location") -> go.Figure:
+    """Average precision of each location in each run, or another score of other things.
 
     Parameters
     ----------
     table : DataFrame, (L, R)
         One row per location (its index), one column per run; NaN where there is no score.
+    measure : str
+        What the score is.
+    thing : str
+        What a row is, such as ``"organ"``.
 
     Returns
     -------
@@ -189,15 +229,17 @@ def figure_average_precisions(table: pd.DataFrame) -> go.Figure:
     if table.empty:
         raise ValueError("expected average precisions of at least one run and location, got none: compare runs that were scored")
     ordered = table.loc[table.mean(axis=1).sort_values(ascending=False, na_position="last").index]
-    names = [location_title(name) for name in ordered.index] + ["<b>mean</b>"]
+    title = organ_title if thing == "organ" else location_title
+    names = [title(name) for name in ordered.index] + ["<b>mean</b>"]
     values = np.vstack([ordered.to_numpy(float), ordered.mean().to_numpy(float)])
     text = [["" if np.isnan(value) else f"{value:.2f}" for value in line] for line in values]
+    columns = [_broken(name) for name in ordered.columns]
     heat = go.Heatmap(
-        z=values, x=list(ordered.columns), y=names, zmin=0, zmax=1, colorscale=AMOUNT_SCALE, text=text, texttemplate="%{text}", xgap=1, ygap=1,
+        z=values, x=columns, y=names, zmin=0, zmax=1, colorscale=AMOUNT_SCALE, text=text, texttemplate="%{text}", xgap=1, ygap=1,
         textfont_size=11, showscale=False, hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
     )  # fmt: skip
-    below = f"{count_things(len(ordered), 'location')}, {count_things(len(ordered.columns), 'run')}"
-    figure = go.Figure(heat, dict(title=dict(text="Average precision of each location", subtitle_text=below), height=210 + 26 * len(names)))
+    below = f"{count_things(len(ordered), thing)}, {count_things(len(ordered.columns), 'run')}"
+    figure = go.Figure(heat, dict(title=dict(text=f"{measure} of each {thing}", subtitle_text=below), height=210 + 26 * len(names)))
     figure.update_xaxes(type="category", tickangle=-45, showgrid=False, ticks="")
     return figure.update_yaxes(autorange="reversed", showgrid=False, ticks="")
 

@@ -240,7 +240,7 @@ def figure_combinations(frame: pd.DataFrame, locations: Sequence[str] | None = N
     number = np.arange(len(shown))
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.02, row_heights=[230, 22 * len(names)])
     figure.add_bar(
-        x=number, y=counts[:most], marker_color=COLOURS["blue"], text=[f"{n:,}" for n in counts[:most]], textposition="outside", textangle=-90,
+        x=number, y=counts[:most], marker_color=COLOURS["blue"], text=[f"{n:,}" for n in counts[:most]], textposition="outside", textangle=0,
         cliponaxis=False, hovertext=[f"{title}<br>{count_things(int(n), 'field')}<br>{some_names(ids[own == i])}" for i, (title, n) in enumerate(zip(titles, counts, strict=False))],
         hovertemplate="%{hovertext}<extra></extra>", row=1, col=1,
     )  # fmt: skip
@@ -251,7 +251,7 @@ def figure_combinations(frame: pd.DataFrame, locations: Sequence[str] | None = N
     title = dict(text=f"Combinations of locations, {_counted(frame, len(hot))}", subtitle_text=below)
     figure.update_layout(title=title, height=360 + 22 * len(names), showlegend=False)
     figure.update_xaxes(showticklabels=False, showgrid=False, ticks="", zeroline=False, range=[-0.7, len(shown) - 0.3])
-    figure.update_yaxes(title="fields", range=[0, counts[0] * 1.3], row=1).update_yaxes(row=2, autorange="reversed", showgrid=False, ticks="", categoryorder="array", categoryarray=names)
+    figure.update_yaxes(title="fields", range=[0, counts[0] * 1.3], dtick=1 if counts[0] <= 5 else None, row=1).update_yaxes(row=2, autorange="reversed", showgrid=False, ticks="", categoryorder="array", categoryarray=names)
     half, once = int(np.searchsorted(np.cumsum(counts), len(hot) / 2)) + 1, int((counts == 1).sum())
     seen = f"{count_things(half, 'combination')} of {len(counts):,} {'makes' if half == 1 else 'make'} up half of the fields; {count_things(once, 'combination')} {'occurs' if once == 1 else 'occur'} once."
     return tell(figure, seen)

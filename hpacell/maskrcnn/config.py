@@ -83,7 +83,13 @@ class MaskRCNNConfig:
     min_area : int
         Smallest object, pixels.
     tile, overlap : int
-        Larger images are cut into tiles of this side that overlap by so much; multiples of `stride`.
+        Larger images are cut into tiles of this side that overlap by so much; multiples of `stride`. Both are sides as
+        the network sees them, after `zoom`.
+    zoom : float
+        An image is enlarged so many times before the network sees it.
+    small, small_zoom : float
+        Where the objects found are smaller across than `small` pixels, half of them at least, the image is looked at
+        again, enlarged `small_zoom` times. With 0, never.
 
     Raises
     ------
@@ -128,6 +134,9 @@ class MaskRCNNConfig:
     min_area: int = 8
     tile: int = 512
     overlap: int = 128
+    zoom: float = 1.0
+    small: float = 0.0
+    small_zoom: float = 2.0
 
     def __post_init__(self):
         _check_config(self)
@@ -204,6 +213,11 @@ def _check_config(config: MaskRCNNConfig) -> None:
             raise ValueError(
                 f"expected {after} of at most {before}, got {getattr(config, after)} of {getattr(config, before)}: the proposals are chosen among the candidates"
             )
+    if config.small < 0 or not all(0.25 <= zoom <= 4 for zoom in (config.zoom, config.small_zoom)):
+        raise ValueError(
+            f"expected zoom and small_zoom from 0.25 to 4 and small from 0, got {config.zoom}, {config.small_zoom} and {config.small}: "
+            "1 leaves images as they are"
+        )
     _check_levels(config)
     if config.roi_size % 2:
         raise ValueError(f"expected an even roi_size, got {config.roi_size}: the box head halves it")

@@ -9,15 +9,19 @@ __all__ = ['LAYOUTS', 'detect_layout', 'find_labelled', 'LabelledImage', 'WRITTE
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import cv2
+import numpy as np
 
 from ..fields.find import IMAGE_SUFFIXES, find_fields
 from ..fields.image import FieldError, refusal
 from ..files import check_local
 from .archives import coco_file, find_coco, find_rows, rows_file
-from .labelled import LabelFile, LabelledImage, MaskFiles
+from .labelled import LabelFile, LabelledImage, LabelSource, MaskFiles, Truth
 from .labels import OVERLAPS
+from .tissue import find_tissue_images
 from .writers import WRITTEN, WrittenImages, write_labelled  # noqa: F401
 
 # %% ../../nbs/33_masks.layouts.ipynb #51a7c590
@@ -204,9 +208,46 @@ def _is_simulated(path: Path) -> bool:
     return any(stem.endswith(("_cells", "_nuclei")) for stem in _pictures(path / "truth"))
 
 # %% ../../nbs/33_masks.layouts.ipynb #a4d91e0d
+@dataclass(frozen=True)
+class _UnitsApart:
+    """Pieces of a mask of tissue, each with a number of its own."""
+
+    mask: LabelSource
+
+    def read_truth(self, shape: tuple[int, int] | None = None, overlap: str = "smallest") -> Truth:
+        """Labels from 1 without gaps; what nobody knows is background."""
+        truth = self.mask.read_truth(shape, overlap)
+        return truth._replace(labels=cv2.connectedComponents((truth.labels == 1).astype(np.uint8), connectivity=8)[1].astype(np.int32))
+
+
+def _hubmap_table(path: Path) -> Path | None:
+    """The table of a folder of tissue, or the file itself; train.csv before others."""
+    found = []
+    for one in [path] if path.is_file() else sorted(path.glob("*.csv")):
+        if one.suffix.lower() == ".csv":
+            with open(one, "rb") as file:
+                names = file.readline(4096).decode("utf-8-sig", "replace").lower().strip().split(",")
+            if {"id", "organ", "rle"} <= {name.strip().strip('"') for name in names}:
+                found.append(one)
+    named = [one for one in found if one.name == "train.csv"] or found
+    return named[0] if len(named) == 1 else None
+
+
+def _find_hubmap(path: Path, target: str | None, images: Path | None) -> list[LabelledImage]:
+    """The table of the HuBMAP + HPA competition."""
+    if target not in (None, "rle", "polygons"):
+        raise ValueError(f"expected rle or polygons as the target of layout hubmap, got {target!r}: choose one of them")
+    table = _hubmap_table(path)
+    if table is None:
+        return []
+    found = find_tissue_images(table.parent, table, target or "rle")
+    pictures = {one.image_id: one.paths for one in find_tissue_images(images, table)} if images else {}
+    return [replace(one, paths=pictures.get(one.image_id, one.paths), labels_at=_UnitsApart(one.labels_at)) for one in found]
+
+# %% ../../nbs/33_masks.layouts.ipynb #45407f72
 _FIND: dict[str, Callable[[Path, str | None, Path | None], list[LabelledImage]]] = {
     "labels": _find_labels, "dsb2018": _find_dsb2018, "dsb2018_csv": find_rows, "coco": find_coco, "ctc": _find_ctc,
-    "plain": _find_plain, "simulated": _find_simulated,
+    "plain": _find_plain, "simulated": _find_simulated, "hubmap": _find_hubmap,
 }  # fmt: skip
 _TESTS: dict[str, tuple[Callable[[Path], bool], str]] = {
     "labels": (_is_labels, "images/ and labels/"),
@@ -215,6 +256,7 @@ _TESTS: dict[str, tuple[Callable[[Path], bool], str]] = {
     "coco": (lambda path: coco_file(path) is not None, "a JSON file with images and annotations"),
     "ctc": (lambda path: bool(_sequences(path)), "01/ and 01_GT/SEG/"),
     "simulated": (_is_simulated, "truth/<id>_cells.png"),
+    "hubmap": (lambda path: _hubmap_table(path) is not None, "a CSV with id,organ,rle"),
     "plain": (_is_plain, "<id>_cells.png, <id>_mask.png or the like"),
 }
 LAYOUTS = (*_FIND,)
@@ -266,7 +308,7 @@ def find_labelled(
     target : str, optional
         Which truth, where there are several: "cells" (the default) or "nuclei"; for layout ctc "gold" (the default
         where there is any; it may cover few cells of a frame), "silver" or "tracking"; for layout coco the name of one
-        category.
+        category; for layout hubmap "rle" (the default) or "polygons".
     images : path, optional
         Folder of the images, where they do not lie beside the truth.
     overlap : str

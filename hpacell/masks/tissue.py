@@ -164,9 +164,6 @@ def rings_mask(rings: Sequence[Sequence[Sequence[float]]], shape: Sequence[int],
         raise FieldError(f"{name}: {error}") from None
 
 # %% ../../nbs/32_masks.tissue.ipynb #0c79bf1b
-_SEXES = {"female": "Female", "f": "Female", "male": "Male", "m": "Male", "": "", "0": "", "unknown": "", "na": "", "nan": ""}
-
-
 def read_tissue(csv: str | Path) -> pd.DataFrame:
     """Read the table of a tissue set.
 
@@ -195,11 +192,6 @@ def read_tissue(csv: str | Path) -> pd.DataFrame:
         if not (height >= 1 and width >= 1):
             raise ValueError(f"{csv}: row {row}: expected a height and width of 1 pixel or more, got {height} x {width}: fill in the size of the image")
     table = table.astype({"height": "int64", "width": "int64"})
-    if "sex" in table:
-        for row, text in enumerate(table["sex"], 2):
-            if text.strip().lower() not in _SEXES:
-                raise ValueError(f"{csv}: row {row}: expected Female, Male or nothing as the sex, got {text!r}: leave it empty where it is not known")
-        table["sex"] = table["sex"].map(lambda text: _SEXES[text.strip().lower()])
     if "age" in table and ((table["age"] < 0) | (table["age"] > 120)).any():
         row = int(np.flatnonzero((table["age"] < 0) | (table["age"] > 120))[0])
         raise ValueError(f"{csv}: row {row + 2}: expected an age from 0 to 120 years, got {table['age'][row]:g}: leave it empty where it is not known")

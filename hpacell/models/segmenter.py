@@ -7,30 +7,23 @@ __all__ = ['VALID_IOUS', 'mean_jaccard', 'train_segmenter', 'SegmenterSettings',
            'split_labelled']
 
 # %% ../../nbs/79_models.segmenter.ipynb #6286b361
-import itertools
 import json
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tensorboard.summary import Writer
 
-from ..feed.patches import PatchFeed
 from ..fields.intensity import normalise_intensity, to_channels
-from ..files import check_local, fingerprint, read_json, write_json, write_table
+from ..files import check_local, write_table
 from ..masks.layouts import LabelledImage
 from ..metrics.instances import score_instances
 from .blocks import keras
-from .card import write_weights
-from .objectives import averaged, make_optimizer, seed_epoch
-from .places import CARD_NAME, CHECKPOINT_NAME, MARKS, STATE_NAME, UNFINISHED_NAME, clear_training, load_same
-from .segmenter_card import TrainedSegmenter, keep_weights, load_method, load_segmenter, make_config
+from .patch_training import PatchTraining, describe_job, tell_left_out
+from .places import load_same
+from .segmenter_card import TrainedSegmenter, load_method, load_segmenter, make_config
 from .segmenter_recipe import SegmenterSettings, describe_images, look_through, pick_evenly, split_labelled
-from ..progress import progress
 
 # %% ../../nbs/79_models.segmenter.ipynb #ffb0a14b
 # A segmenter is trained and loaded by people who think of one place.
@@ -80,39 +73,43 @@ def _make_config(settings: SegmenterSettings, start: TrainedSegmenter | None):
     return make_config(settings.method, {**(start.card["config"] if start else {}), **(settings.config or {}), "n_channels": settings.n_channels})
 
 # %% ../../nbs/79_models.segmenter.ipynb #c06e9d19
-class _Training:
-    """A training on its way: what it is fed, what learns, and where it stands."""
+class _Training(PatchTraining):
+    """A training of a segmenter."""
+
+    tensorboard = True
 
     def __init__(
         self, images: Sequence[LabelledImage], folder: Path, settings: SegmenterSettings, sides: Mapping[str, str], start: TrainedSegmenter | None = None
     ):
-        self.folder, self.settings, self.method = folder, settings, load_method(settings.method)
-        self.config = _make_config(settings, start)
-        if settings.patch % self.config.stride:
-            raise ValueError(f"expected a patch of a multiple of {self.config.stride} pixels for {settings.method}, got {settings.patch}: change it")
-        self.train = [image for image in images if sides[image.image_id] == "train"]
-        self.valid = [image for image in images if sides[image.image_id] == "valid"]
+        self.method, self.start, config = load_method(settings.method), start, _make_config(settings, start)
+        if settings.patch % config.stride:
+            raise ValueError(f"expected a patch of a multiple of {config.stride} pixels for {settings.method}, got {settings.patch}: change it")
+        train, self.valid = ([image for image in images if sides[image.image_id] == side] for side in ("train", "valid"))
         self.looked = pick_evenly(self.valid, settings.valid_images)
-        keras.utils.set_random_seed(settings.seed)
-        self.network = self.method.make_network(self.config)
-        if start:
-            self.network.set_weights(start.network.get_weights())
-        self.learner = self._make_learner()
-        self.state = {"epoch": 0, "best": -1.0, "best_epoch": 0, "stopped": "", "weights": "", "log": []}
-        self.board = None
+        super().__init__(train, folder, settings, config)
 
-    def _make_learner(self) -> keras.Model:
-        """The compiled model that learns; it shares its weights with the network."""
-        settings = self.settings
-        steps = settings.epochs * settings.steps_per_epoch
-        optimizer = make_optimizer(
-            "adamw", settings.learning_rate, settings.weight_decay, "cosine", steps, settings.warmup, max(0.0, min(settings.ema, 1 - 20 / steps))
-        )
-        optimizer.global_clipnorm = settings.clip_norm or None
+    def make_network(self) -> keras.Model:
+        """The network of the method, with the weights to start from."""
+        network = self.method.make_network(self.config)
+        if self.start:
+            network.set_weights(self.start.network.get_weights())
+        return network
+
+    def make_learner(self, optimizer: keras.optimizers.Optimizer) -> keras.Model:
+        """The learner of the method."""
         learner = self.method.make_learner(self.network, self.config)
         learner.compile(optimizer=optimizer)
-        optimizer.build(learner.trainable_variables)
         return learner
+
+    def make_arguments(self, images: np.ndarray, labels: np.ndarray) -> tuple:
+        """Images and targets in one dict."""
+        return ({"image": images, **self.method.make_targets(labels, self.config)},)
+
+    def judge(self) -> dict[str, float]:
+        """Jaccard of whole images."""
+        scores = self.score(self.looked, ious=VALID_IOUS)
+        pooled = scores[scores["level"] == "pooled"]["jaccard"].fillna(0.0)
+        return {"val_jaccard": mean_jaccard(scores)} | dict(zip(_VALID, map(float, pooled), strict=True))
 
     def segment(self, images: Sequence[LabelledImage]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """True and found cells of whole images."""
@@ -128,81 +125,6 @@ class _Training:
         """Scores of whole images with the network as it is."""
         names, kinds = [image.image_id for image in images], [image.kind or "unknown" for image in images]
         return score_instances(self.segment(images), names=names, kinds=kinds, **options)
-
-    def resume(self) -> None:
-        """Take up what an unfinished training left."""
-        if (self.folder / STATE_NAME).is_file():
-            self.state = read_json(self.folder / STATE_NAME)
-            self.learner.load_weights(str(self.folder / self.state["weights"]))
-            print(f"goes on after epoch {self.state['epoch']} of {self.settings.epochs}, as it was left in {self.folder}", file=sys.stderr)
-
-    def run(self) -> None:
-        """All epochs that are left."""
-        self.resume()
-        settings, start = self.settings, self.state["epoch"]
-        if start >= settings.epochs or self.state["stopped"]:
-            return
-        feed = PatchFeed(
-            self.train, settings.patch, settings.batch_size, settings.n_channels, settings.augment, settings.seed, settings.steps_per_epoch, settings.balance
-        )
-        batches = feed.batches(range(start, settings.epochs), lambda image, labels: {"image": image, **self.method.make_targets(labels, self.config)})
-        self.board = Writer(str(self.folder / "tensorboard"))
-        with progress(total=settings.epochs * settings.steps_per_epoch, description="train", unit="batch") as bar:
-            bar.update(start * settings.steps_per_epoch)
-            for epoch in range(start, settings.epochs):
-                self.learn(epoch, itertools.islice(batches, settings.steps_per_epoch), bar)
-                if self.state["stopped"]:
-                    break
-        batches.close()
-        self.board.close()
-
-    def learn(self, epoch: int, batches: Iterator[dict[str, np.ndarray]], bar) -> None:
-        """One epoch, its scores, and all that is kept of it."""
-        settings, state, started = self.settings, self.state, time.monotonic()
-        seed_epoch(self.learner, settings.seed, epoch)
-        logs = []
-        for batch in batches:
-            self.learner.reset_metrics()  # what is logged is the mean of the batches, whether Keras forgets the former ones or not
-            logs.append(self.learner.train_on_batch(batch, return_dict=True))
-            bar.update()
-        row = {"epoch": epoch} | {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
-        if not np.isfinite(row["loss"]):
-            raise ValueError(f"expected a finite loss, got {row['loss']} in epoch {epoch}: lower learning_rate or clip_norm, and train into another folder")
-        spent = sum(past["seconds"] for past in state["log"])
-        if settings.minutes and epoch + 1 < settings.epochs and spent + time.monotonic() - started >= 60 * settings.minutes:
-            state["stopped"] = f"after epoch {epoch + 1} of {settings.epochs}, since {settings.minutes:g} minutes are over"
-            print(f"stops {state['stopped']}", file=sys.stderr)
-        state["epoch"] = epoch + 1
-        if state["stopped"] or (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs:
-            row |= self.validate(epoch)
-        state["log"].append(row | {"seconds": round(time.monotonic() - started, 2)})
-        self.keep(f"state-{epoch + 1}.weights.h5")
-        shown = [name for name in ("loss", "val_jaccard") if name in row]
-        bar.set_postfix(epoch=f"{epoch + 1}/{settings.epochs}", **{name: f"{row[name]:.3f}" for name in shown})
-
-    def validate(self, epoch: int) -> dict[str, float]:
-        """Jaccard of whole images; the best weights are kept."""
-        with averaged(self.learner):
-            scores = self.score(self.looked, ious=VALID_IOUS)
-            pooled = scores[scores["level"] == "pooled"]["jaccard"].fillna(0.0)
-            best = mean_jaccard(scores)
-            if best > self.state["best"]:
-                self.state.update(best=best, best_epoch=epoch)
-                write_weights(self.network, self.folder / CHECKPOINT_NAME)
-        return {"val_jaccard": best} | dict(zip(_VALID, map(float, pooled), strict=True))
-
-    def keep(self, name: str) -> None:
-        """Write the state; what was there before goes only then."""
-        write_weights(self.learner, self.folder / name)
-        former, self.state["weights"] = self.state["weights"], name
-        log = pd.DataFrame(self.state["log"])
-        write_table(self.folder / "log.csv", log[["epoch", *log.columns.difference(["epoch", "seconds"], sort=False), "seconds"]])
-        write_json(self.folder / STATE_NAME, self.state)
-        if former and former != name:
-            (self.folder / former).unlink(missing_ok=True)
-        for column, value in self.state["log"][-1].items():
-            self.board.add_scalar(column, value, self.state["epoch"] - 1)
-        self.board.flush()
 
     def tune(self) -> None:
         """Choose what the method leaves to choose after the training, on training images: the others are for the scores."""
@@ -248,42 +170,31 @@ def train_segmenter(
     settings, folder = settings or SegmenterSettings(), check_local(folder, "a segmenter")
     start = _load_initial(settings, folder)
     images, problems, contents = look_through(images)
-    for found in problems.head(5).itertuples():
-        print(f"left out: {found.image_id}, {found.where}: {found.reason}", file=sys.stderr)
+    tell_left_out(problems)
     sides = _check_sides(images, sides or split_labelled(images, settings.valid_fraction, settings.seed))
     job = _job(images, settings, sides, contents, start)
     if former := load_same(folder, job, load_segmenter, "was trained before, with the same settings and images"):
         return former
     training = _Training(images, folder, settings, sides, start)  # what cannot be built ends here, before anything is written
-    if not (folder / UNFINISHED_NAME).is_file() or read_json(folder / UNFINISHED_NAME) != job:
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_training(folder)
-        write_json(folder / UNFINISHED_NAME, job)
-    write_table(folder / "problems.csv", problems)
-    training.run()
-    return _finish(training, job, describe_images(images, sides), sides)
+    training.run(job, problems)
+    return _finish(training, describe_images(images, sides), sides)
 
 # %% ../../nbs/79_models.segmenter.ipynb #fce3c8d8
-def _finish(training: _Training, job: dict, counts: dict, sides: Mapping[str, str]) -> TrainedSegmenter:
+def _finish(training: _Training, counts: dict, sides: Mapping[str, str]) -> TrainedSegmenter:
     """Best weights, what is chosen after the training, scores, card; then the marks are taken away."""
-    folder, settings = training.folder, training.settings
-    training.network.load_weights(str(folder / CHECKPOINT_NAME))
-    digest = keep_weights(training.network, folder, settings.half)  # what is scored below is what is kept
+    settings, job, digest = training.settings, training.job, training.keep_best()  # what is scored below is what is kept
     training.tune()
     scores = training.score(pick_evenly(training.valid, 0), n_bootstrap=1000, seed=settings.seed)
-    write_table(folder / "scores.csv", scores)
-    write_table(folder / "split.csv", pd.DataFrame({"image_id": list(sides), "side": list(sides.values())}))
+    write_table(training.folder / "scores.csv", scores)
+    initial = {"initial_blake2b": job["initial"]["weights"]} if settings.initial else {}
     card = {
         "kind": "segmenter", "method": settings.method, "config": json.loads(training.config.to_json()), "n_channels": settings.n_channels,
-        "channels": list(settings.channels), "target": settings.target or ("nuclei" if settings.channels == ("nucleus",) else "cells"), "training": asdict(settings) | ({"initial_blake2b": job["initial"]["weights"]} if settings.initial else {}), "data": {"n_images": counts, "ids": job["ids"]},
+        "channels": list(settings.channels), "target": settings.target or ("nuclei" if settings.channels == ("nucleus",) else "cells"),
+        "training": asdict(settings) | initial, "data": {"n_images": counts, "ids": job["ids"]},
         "split": "by kind, images that look almost the same on one side; sides of all images in split.csv",
-        "scores": _scores_of(scores), "n_weights": training.network.count_params(), "best_epoch": training.state["best_epoch"],
-        "stopped": training.state["stopped"], "seconds": round(sum(row["seconds"] for row in training.state["log"]), 1), "keras": keras.__version__,
-        "weights_blake2b": digest, "job": job,
+        "scores": _scores_of(scores),
     }  # fmt: skip
-    write_json(folder / CARD_NAME, card)
-    clear_training(folder, MARKS)
-    return TrainedSegmenter(training.network, training.config, json.loads(json.dumps(card)), str(folder))
+    return TrainedSegmenter(training.network, training.config, training.finish(card, digest, sides), str(training.folder))
 
 # %% ../../nbs/79_models.segmenter.ipynb #e54513fc
 def _scores_of(scores: pd.DataFrame) -> dict[str, dict]:
@@ -312,7 +223,6 @@ def _job(
     images: Sequence[LabelledImage], settings: SegmenterSettings, sides: Mapping[str, str], contents: Mapping[str, str], start: TrainedSegmenter | None = None
 ) -> dict:
     """What makes two trainings the same one: settings, images with their cells, which stands on which side, and what it starts from."""
-    ids = fingerprint(sorted([image.image_id, image.kind, sides[image.image_id], contents[image.image_id]] for image in images))
     asked = {name: value for name, value in asdict(settings).items() if name != "initial"}  # wherever these weights lie
     initial = {"initial": {"weights": start.card["weights_blake2b"], "config": start.card["config"]}} if start else {}
-    return json.loads(json.dumps({"settings": asked, "n_images": len(images), "ids": ids, "keras": keras.__version__, **initial}))
+    return describe_job(images, asked, sides, contents, **initial)

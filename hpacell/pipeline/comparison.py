@@ -8,7 +8,7 @@ __all__ = ['ComparedRun', 'read_runs', 'find_compared', 'Comparison', 'compare_r
 # %% ../../nbs/96_pipeline.comparison.ipynb #9f98e0ee
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..files import read_json
 from ..models.places import WEIGHTS_NAME
+from .outcomes import card_outcome, image_difference, read_image_scores, readable_table
 from .points import SHARED
 from .runs import fill_in, find_run, is_alive
 from .scored import ScoredCells, paired_difference, read_test_cells
@@ -46,6 +47,8 @@ class ComparedRun:
         What its steps took.
     training : dict
         Parameters of its training as they were used: `store`, `model_folder` ...; empty without one.
+    kind : str
+        Workflow of its training, ``"train_classifier"`` or ``"tissue"``; empty without one.
     """
 
     name: str
@@ -56,11 +59,17 @@ class ComparedRun:
     metrics: dict = field(default_factory=dict)
     seconds: float = 0.0
     training: dict = field(default_factory=dict)
+    kind: str = ""
 
     @property
     def scores(self) -> dict:
         """Metrics of its training; empty without one."""
-        return self.metrics.get("train_classifier", {})
+        return self.metrics.get(self.kind, {})
+
+    @property
+    def scored(self) -> str:
+        """What its score is of, in a sentence; empty without one."""
+        return self.scores.get("scored") or ("Images that chose nothing" if self.scores.get("dice") is not None else "")
 
     def beside_model(self, name: str) -> Path | None:
         """A file in the model's folder.
@@ -145,6 +154,9 @@ def _folders_of(given: str | Path, folder: str | Path) -> list[Path]:
     return [found / point["name"] for point in read_json(found / "sweep.json")["points"]] if (found / "sweep.json").is_file() else [found]
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #75b63aad
+_MEASURES = {"train_classifier": ("mean average precision", "fields"), "tissue": ("mean Dice of the foreground", "images")}
+
+
 def _read_run(path: Path) -> ComparedRun:
     """What a run says about itself; one that was never started, or whose record is damaged, has nothing but a name."""
     try:
@@ -155,11 +167,14 @@ def _read_run(path: Path) -> ComparedRun:
         return ComparedRun(path.name, path, "unreadable" if (path / "run.json").exists() else "not started")
     status = "killed" if status == "running" and not is_alive(record) else status
     failed = [f"{step}: {entry.get('reason') or entry.get('error', '')[-200:]}" for step, entry in steps.items() if entry.get("status") == "failed"]
-    training = steps.get("train_classifier", {}).get("values") or fill_in(params.get("train_classifier", {}), run=path)
+    metrics = _metrics_of(path)
+    kind = next((name for name in _MEASURES if name in metrics or name in params), "")
+    training = (steps.get(kind, {}).get("values") or fill_in(params.get(kind, {}), run=path)) if kind else {}
+    if kind == "tissue" and not metrics.get(kind):
+        metrics[kind] = card_outcome(path / training.get("model_folder", "model"))
     return ComparedRun(
-        path.name, path, status, failed[0] if failed else "", _all_parameters(params, path),
-        _metrics_of(path),
-        sum(entry.get("seconds", 0) for entry in steps.values()), training,
+        path.name, path, status, failed[0] if failed else "", _all_parameters(params, path), metrics,
+        sum(entry.get("seconds", 0) for entry in steps.values()), training, kind,
     )  # fmt: skip
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #1d2a15b6
@@ -195,7 +210,8 @@ class Comparison:
     Parameters
     ----------
     table : DataFrame
-        One row per run, the best first and those without a score last: `run, status`, the parameters that differ,
+        One row per run, the best first and those without a score last: `run, status`, for models of tissue `model` and
+        `dataset`, the parameters that differ,
         `score, low, high, difference, difference_low, difference_high, f1, epochs, seconds, weights, megabytes, reason`,
         as far as any run has them. The differences are to the first run.
     runs : tuple of ComparedRun
@@ -204,17 +220,25 @@ class Comparison:
         Run -> its test cells, for those that have left them.
     notes : tuple of str
         What else there is to know.
+    images : dict of str to DataFrame
+        Run -> scores of its images, for models of tissue; see `hpacell.pipeline.outcomes.read_image_scores`.
     """
 
     table: pd.DataFrame
     runs: tuple[ComparedRun, ...]
     cells: dict[str, ScoredCells]
     notes: tuple[str, ...] = ()
+    images: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    @property
+    def measure(self) -> str:
+        """What `score` is: ``"mean average precision"``, ``"mean Dice of the foreground"``, or both where there are both."""
+        return " or ".join(words for kind, (words, _) in _MEASURES.items() if any(run.kind == kind and run.scored for run in self.runs))
 
     @property
     def shown(self) -> pd.DataFrame:
         """The table as people read it: texts, with intervals behind their values."""
-        return _as_text(self.table)
+        return readable_table(self.table)
 
     def __str__(self) -> str:
         lines = self.shown.to_string(index=False)
@@ -237,7 +261,7 @@ def compare_runs(runs: Sequence[ComparedRun], n_bootstrap: int = 200) -> Compari
         The table, and what the pictures need.
     """
     differing = _differing_parameters(runs)
-    rows = [{"run": run.name, "status": run.status, **differing[run.name], **_row_of(run)} for run in runs]
+    rows = [{"run": run.name, "status": run.status, **_dataset_of(run), **differing[run.name], **_row_of(run)} for run in runs]
     if not any("score" in row for row in rows):
         for row, values in zip(rows, _other_metrics(runs), strict=True):
             row.update(values)
@@ -246,15 +270,17 @@ def compare_runs(runs: Sequence[ComparedRun], n_bootstrap: int = 200) -> Compari
     score = table["score"].astype(float) if "score" in table else pd.Series(np.nan, table.index)
     order = pd.DataFrame({"failed": table["status"] != "finished", "score": -score}).sort_values(["failed", "score"], kind="stable", na_position="last").index
     table, runs = table.loc[order].reset_index(drop=True), tuple(runs[i] for i in order)
-    cells, notes = _cells_of(runs)
+    cells, notes = _left_by(runs, "test_cells.parquet", read_test_cells)
+    images, others = _left_by([run for run in runs if run.kind == "tissue"], "scores.csv", read_image_scores)
     for row, run in enumerate(runs):
-        found = paired_difference(cells[runs[0].name], cells[run.name], n_bootstrap) if n_bootstrap and row and {runs[0].name, run.name} <= set(cells) else None
-        for name, value in (found or {}).items():
-            table.loc[row, name] = value
+        for left, differ in ((cells, paired_difference), (images, image_difference)):
+            found = differ(left[runs[0].name], left[run.name], n_bootstrap) if n_bootstrap and row and {runs[0].name, run.name} <= set(left) else None
+            for name, value in (found or {}).items():
+                table.loc[row, name] = value
     table["reason"] = [run.reason for run in runs]
     front = [name for name in table if name not in ends]
     columns = [*front, *(name for name in ends if name in table and table[name].replace("", np.nan).notna().any())]
-    return Comparison(table[columns], runs, cells, (*notes, *_notes_of(table, runs)))
+    return Comparison(table[columns], runs, cells, (*notes, *others, *_notes_of(table, runs)), images)
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #8751bdfd
 def _differing_parameters(runs: Sequence[ComparedRun]) -> dict[str, dict]:
@@ -272,6 +298,14 @@ def _differing_parameters(runs: Sequence[ComparedRun]) -> dict[str, dict]:
     return found
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #5e03421c
+def _dataset_of(run: ComparedRun) -> dict[str, object]:
+    """Model and images of a training on tissue: what people ask for first, also where all runs have the same."""
+    if run.kind != "tissue":
+        return {}
+    known = {name: run.parameters.get(f"tissue.{name}") for name in ("model", "data", "simulated")}
+    return {"model": known["model"], "dataset": Path(known["data"]).name if known["data"] else f"{known['simulated']} simulated"}
+
+# %% ../../nbs/96_pipeline.comparison.ipynb #b73b169d
 def _row_of(run: ComparedRun) -> dict[str, object]:
     """Scores, time and size of one run."""
     scores, row = run.scores, {"seconds": run.seconds or None}
@@ -280,6 +314,8 @@ def _row_of(run: ComparedRun) -> dict[str, object]:
         same = [summary for summary in scores.get("summaries", {}).values() if summary.get("macro_average_precision") == row["score"]]
         for end in ("low", "high"):
             row[end] = same[0].get(f"macro_average_precision_{end}") if same else None
+    elif scores.get("dice") is not None:
+        row |= {"score": scores["dice"], "low": scores.get("dice_low"), "high": scores.get("dice_high")}
     row |= {name: scores[name] for name in ("f1", "epochs", "weights") if scores.get(name) is not None}
     weights = run.beside_model(WEIGHTS_NAME)
     size = scores.get("megabytes") or (weights.stat().st_size / 1e6 if weights else None)
@@ -297,15 +333,14 @@ def _other_metrics(runs: Sequence[ComparedRun], most: int = 6) -> list[dict[str,
     return [{name: values.get(name) for name in kept} for values in flat]
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #49921dba
-def _cells_of(runs: Sequence[ComparedRun]) -> tuple[dict[str, ScoredCells], list[str]]:
-    """Test cells of the runs that have left them, and what is wrong with those of others."""
+def _left_by(runs: Sequence[ComparedRun], name: str, read: Callable[[Path], object]) -> tuple[dict, list[str]]:
+    """What runs have left in a file beside their models, and what is wrong with those of others."""
     found, notes = {}, []
     for run in runs:
-        path = run.beside_model("test_cells.parquet")
-        if path is None:
-            continue
+        path = run.beside_model(name)
         try:
-            found[run.name] = read_test_cells(path)
+            if path is not None:
+                found[run.name] = read(path)
         except ValueError as error:
             notes.append(f"{run.name}: {error}")
     return found, notes
@@ -314,16 +349,18 @@ def _cells_of(runs: Sequence[ComparedRun]) -> tuple[dict[str, ScoredCells], list
 def _notes_of(table: pd.DataFrame, runs: Sequence[ComparedRun]) -> list[str]:
     """What the scores are of, and what stands in the way of comparing them."""
     notes = []
-    scored = {run.scores["scored"] for run in runs if run.scores.get("scored")}
-    if len(scored) == 1:
-        notes.append(f"Scores: mean average precision, 95 % intervals over fields. {scored.pop()}.")
-    elif scored:
-        notes.append(f"The scores are not of the same kind ({'; '.join(sorted(scored)).lower()}): do not compare them across kinds.")
-    if "difference" in table and table["difference"].notna().any():
-        notes.append(f"Differences: to {table['run'][0]} on the same test fields, 95 % intervals of the paired difference.")
     done = [run for run in runs if run.status == "finished" and run.scores]
+    scored = {(*_MEASURES[run.kind], run.scored) for run in runs if run.scored}
+    if len(scored) == 1:
+        measure, drawn, words = scored.pop()
+        notes.append(f"Scores: {measure}, 95 % intervals over {drawn}. {words}.")
+    elif scored:
+        notes.append(f"The scores are not of the same kind ({'; '.join(sorted(f'{measure}: {words}' for measure, _, words in scored)).lower()}): do not compare them across kinds.")
+    drawn, left = ("images", "scores.csv") if runs and runs[0].kind == "tissue" else ("fields", "test_cells.parquet")
+    if "difference" in table and table["difference"].notna().any():
+        notes.append(f"Differences: to {table['run'][0]} on the same test {drawn}, 95 % intervals of the paired difference.")
     if len(done) > 1 and ("difference" not in table or table["difference"].notna().sum() < len(done) - 1):
-        notes.append("Without a difference: a run scored on other test fields than the first, or one that left no test_cells.parquet.")
+        notes.append(f"Without a difference: a run scored on other test {drawn} than the first, or one that left no {left}.")
     return notes
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #74a2c20f
@@ -347,30 +384,3 @@ def location_precisions(runs: Sequence[ComparedRun]) -> pd.DataFrame:
                 rows = run.scores.get("locations", {}).get(kind, [])
                 columns[run.name] = pd.Series({row["location"]: row["average_precision"] for row in rows}, dtype=float)
     return pd.DataFrame(columns)
-
-# %% ../../nbs/96_pipeline.comparison.ipynb #18bbccc4
-def _as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as short texts, intervals in one column with their value, long reasons cut, empty where nothing is known."""
-    shown = {}
-    for name in table:
-        if name in ("low", "high", "difference_low", "difference_high"):
-            continue
-        values = table[name]
-        ends = {"score": ("low", "high"), "difference": ("difference_low", "difference_high")}.get(name)
-        if name in ("score", "difference", "f1"):
-            sign = "+" if name == "difference" else ""
-            shown[name] = [_with_interval(*(None if end not in table else table[end][i] for end in ends or ("", "")), value=value, sign=sign) for i, value in enumerate(values)]
-        elif name == "reason":
-            shown[name] = [text if len(text) <= 90 else text[:89] + "…" for text in values]
-        else:
-            digits = {"seconds": ",.0f", "weights": ",.0f", "epochs": ".0f", "megabytes": ".2f"}.get(name)
-            shown[name] = ["" if value is None or value != value else format(value, digits) if digits else f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    return pd.DataFrame(shown, dtype=object)
-
-# %% ../../nbs/96_pipeline.comparison.ipynb #8b4043c2
-def _with_interval(low: float | None, high: float | None, value: float, sign: str = "") -> str:
-    """``0.712 [0.650, 0.764]``, or as much of it as is known."""
-    if value is None or not np.isfinite(float(value)):
-        return ""
-    known = low is not None and high is not None and np.isfinite([float(low), float(high)]).all()
-    return format(float(value), f"{sign}.3f") + (f" [{low:{sign}.3f}, {high:{sign}.3f}]" if known else "")
