@@ -72,8 +72,7 @@ class MaskRCNNConfig:
     candidates, proposals : int
         As `train_candidates` and `train_proposals`, in use, for a tile.
     proposal_score : float
-        Proposals below are not looked at, in use: the second look learned from the best ones alone, and what it says of
-        what the first look takes for background is chance.
+        Proposals below are not looked at, in use, which spares time.
     score : float
         Detections whose class probability, times the mean probability in their mask, is below are dropped.
     detection_iou : float

@@ -30,7 +30,7 @@ from ..metrics.locations import score_locations
 from .blocks import keras
 from .card import NEGATIVE, TrainedClassifier, load_classifier, save_classifier, with_derived_negative, write_weights
 from .objectives import averaged, make_loss, make_optimizer, seed_epoch
-from .places import CHECKPOINT_NAME, MARKS, STATE_NAME, UNFINISHED_NAME, clear_training, load_same
+from .places import CHECKPOINT_NAME, MARKS, STATE_NAME, clear_training, load_same, mark_training
 from .recipe import TrainingSettings, choose_locations, labels_fields, split_store
 from .transfer import set_backbone_trainable
 from .weak import DerivedNegative, InheritedLoss, correct_guesses, fit_field_model, make_bag_model, pool_probabilities, unmix
@@ -263,10 +263,7 @@ def train_classifier(
         keras.utils.set_random_seed(settings.seed)
         training = _Training(split, folder, settings, locations)
         training.make_learner(training.stage(0))  # what cannot be built ends here, before anything is written
-        if not (folder / UNFINISHED_NAME).is_file() or read_json(folder / UNFINISHED_NAME) != job:
-            folder.mkdir(parents=True, exist_ok=True)
-            clear_training(folder)
-            write_json(folder / UNFINISHED_NAME, job)
+        mark_training(folder, job)
         print(training.plan.cache_choice, file=sys.stderr)
         training.run()
         training.model.load_weights(str(folder / CHECKPOINT_NAME))

@@ -393,5 +393,5 @@ def _headlines(folder: Path) -> dict[str, object]:
     """The few numbers of a run that are worth a column."""
     path = folder / "metrics.json"
     metrics = read_json(path) if path.exists() else {}
-    wanted = {"extract": ("n_cells",), "train_classifier": ("average_precision", "f1"), "predict": ("n_cells",)}
+    wanted = {"extract": ("n_cells",), "train_classifier": ("average_precision", "f1"), "predict": ("n_cells",), "tissue": ("dice",)}
     return {f"{step}.{name}": metrics[step][name] for step, names in wanted.items() for name in names if name in metrics.get(step, {})}
