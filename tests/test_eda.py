@@ -274,6 +274,17 @@ def test_masks_lie_where_they_belong():
     assert tuple(on[25, 40]) == (200, 200, 200) and on[12, 40, 2] < 200 and (on[30:, :10] == 128).any()
 
 
+def test_grey_and_colour_images_are_changed_side_by_side():
+    rng = np.random.default_rng(0)
+    images = [rng.random((80, 80, n)).astype(np.float32) for n in (3, 1, 3)]
+    made = change_patches(images, [np.ones((80, 80), np.int32)] * 3, ["mosaic", "copy_paste", "hue_saturation"], 64, 0, regions=True)
+    assert {patch.shape for row in made.values() for patch, _ in row} == {(64, 64, 3)}
+    grey = made["as it is"][1][0]
+    np.testing.assert_array_equal(grey[..., 0], grey[..., 2])
+    with pytest.raises(ValueError, match="channel"):
+        change_patches([images[0], np.zeros((80, 80, 4), np.float32)], [np.zeros((80, 80), np.int32)] * 2, ["flip"])
+
+
 def test_changes_keep_image_and_mask_together():
     mask = cv2.circle(np.zeros((90, 90), np.int32), (45, 30), 12, 1, -1)
     image = np.repeat(mask[..., None], 3, 2).astype(np.float32)

@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..feed.instance_augment import InstanceAugmenter, cut_patch
+from ..fields.intensity import to_channels
 from ..fields.picture import draw_outlines, shrink
 from ..fields.tiles import tile_windows
 from .cells import figure_pictures
@@ -159,7 +160,8 @@ def change_patches(
     Parameters
     ----------
     images : sequence of (H, W, C) float32 arrays
-        About 0 to 1, see `hpacell.fields.intensity.normalise_intensity`.
+        About 0 to 1, see `hpacell.fields.intensity.normalise_intensity`. Where grey ones stand beside colour ones, they
+        get three channels too.
     labels : sequence of (H, W) int32 arrays
         Their cells, or regions.
     names : sequence of str or mapping
@@ -179,10 +181,11 @@ def change_patches(
     Raises
     ------
     ValueError
-        No image, or an unknown change.
+        No image, an unknown change, or images whose channels do not go together.
     """
     if not len(images) or len(images) != len(labels):
         raise ValueError(f"expected labels for each image, got {len(images)} images and {len(labels)} labels: pass one each")
+    images = [to_channels(image, max(one.shape[2] for one in images)) for image in images]
     rng = np.random.default_rng(seed)
 
     def cut(place: int, augmenter: InstanceAugmenter) -> tuple[np.ndarray, np.ndarray]:
