@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 
 project = "hpacell"
 author = "The hpacell founders"
+html_show_copyright = False  # the licence says it
 release = version = hpacell.__version__
 
 extensions = ["myst_nb"]
