@@ -3,8 +3,10 @@
 import json
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import cv2
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from plotted import bars
 
 from hpacell.fields.catalog import read_labels
 from hpacell.fields.duplicates import read_duplicates
+from hpacell.fields.intensity import normalise_intensity
 from hpacell.fields.simulate import simulate_field
 from hpacell.figures.cells import figure_crops, figure_field
 from hpacell.figures.collection import explore_tables
@@ -307,6 +310,22 @@ def test_page_is_one_file_with_one_library(tmp_path):
     assert text.count("plotly.js v") <= 2 and not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(?:https?:)?//", text)
     assert "Two &lt;fields&gt;" in text and "A &lt;b&gt;sentence" in text and "<h2 id=\"section-2\"" not in text and "Ages: none." in text
     assert told(sections["Organs"][0]) in text and text.count('class="tile item-') == 5 and text.count("<img ") == 5
+
+
+@pytest.mark.parametrize(("depths", "kept"), [((4, 3, 4), [4, 4]), ((3, 1, 3), [3, 3, 3]), ((2, 4), [2]), ((), [])])
+def test_explore_does_not_fail_over_fields_with_other_channels(root, depths, kept):
+    """The cell of the workflow that draws the changes."""
+    cells = nbformat.read(root / "nbs" / "workflows" / "explore.ipynb", 4).cells
+    source = next(cell.source for cell in cells if "change_patches(" in cell.source and "segmented" in cell.source)
+    labels = np.ones((80, 80), np.int32)
+    images = [np.random.default_rng(depth).integers(0, 255, (80, 80, depth)).astype(np.uint8) for depth in depths]
+    names = {
+        "np": np, "changes": ["flip"], "masks": [], "seed": 0, "absent": {}, "show": lambda heading, name, figure: None, "figure_changes": lambda made: made,
+        "change_patches": change_patches, "normalise_intensity": normalise_intensity,
+        "segmented": [(SimpleNamespace(image=image), SimpleNamespace(nuclei=labels, cells=None)) for image in images],
+    }  # fmt: skip
+    exec(source, names)
+    assert [patch.shape[2] for patch, _ in names.get("made", {}).get("as it is", [])] == kept and bool(names["absent"]) == (not depths)
 
 
 def test_explore_writes_a_page_for_a_table_of_tissue(root, tmp_path):

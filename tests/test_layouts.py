@@ -205,6 +205,32 @@ def test_tissue_is_a_layout_whose_units_are_numbered(tmp_path):
     assert [np.array_equal(a.read()[1], b.read()[1]) for a, b in zip(moved, find_labelled(tmp_path / "labels"), strict=True)] == [True] * 3
 
 
+def test_tissue_is_recognised_as_its_reader_does(tmp_path):
+    folder = tmp_path / "tissue"
+    simulate_tissues(folder, 3, seed=4, size=(96, 130))
+    before = [one.read()[1] for one in find_labelled(folder)]
+    whole = pd.read_csv(folder / "train.csv")
+    (folder / "train.csv").unlink()
+    whole.to_csv(folder / "train.csv.gz", index=False)
+    assert detect_layout(folder) == detect_layout(folder / "train.csv.gz") == "hubmap"
+    assert all(np.array_equal(one.read()[1], labels) for one, labels in zip(find_labelled(folder), before, strict=True))
+    whole.drop(columns="organ").to_csv(folder / "submission.csv", index=False)
+    (folder / "train.csv.gz").rename(folder / "renamed.csv.gz")
+    assert detect_layout(folder) == "hubmap" and len(find_tissue_images(folder)) == 3, "of two, the one with organs"
+    (folder / "submission.csv").unlink()
+    (folder / "renamed.csv.gz").unlink()
+    whole.drop(columns="rle").to_csv(folder / "train.csv", index=False)
+    with pytest.raises(FieldError, match="expected labelled images"):
+        detect_layout(folder)  # nothing tells where the units are
+    (folder / "train_annotations").mkdir()
+    for name in whole["id"]:
+        (folder / "train_annotations" / f"{name}.json").write_text("[[[10, 10], [40, 10], [40, 30], [10, 30]]]")
+    for target in (None, "polygons"):
+        assert [one.read()[1].sum() for one in find_labelled(folder, target=target)] == [600] * 3
+    with pytest.raises(FieldError, match="check the path, the target"):
+        find_labelled(folder, target="rle")
+
+
 def test_what_was_looked_for_is_said(tmp_path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(FieldError, match=r"images/ and labels/.*01_GT/SEG.*notes\.txt"):

@@ -178,7 +178,7 @@ def test_settings_are_checked():
         ({"n_channels": 0}, "n_channels to be a whole number from 1"), ({"anchor_iou": (0.6, 0.3)}, "put the smaller first"),
         ({"blocks": (1, 1)}, "as many"), ({"widths": (8, 12, 16)}, "multiples of it"), ({"anchor_strides": (4, 64)}, "ascending among"),
         ({"roi_size": 7}, "even roi_size"), ({"overlap": 128}, "overlap smaller"), ({"roi_positives": 24}, "room for background"),
-        ({"anchor_ratios": ()}, "at least one of each"), ({"zoom": 0.1}, "from 0.25 to 4"), ({"small": -1.0}, "small from 0"),
+        ({"anchor_ratios": ()}, "at least one of each"), ({"zoom": 0.1}, "zoom from 0.25 to 4"), ({"small": float("nan")}, "small from 0"), ({"zoom": "2"}, "got '2'"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             replace(SMALL, **wrong)
@@ -318,6 +318,35 @@ def test_the_zoom_is_chosen_by_what_is_found():
         {"zoom": (1.0, 2.0, 1.25), "score": (0.2, 0.5)},
     )  # fmt: skip
     assert config.zoom == 2.0 and score > 0.5
+
+
+def test_what_is_tuned_is_what_is_used():
+    """False objects that a score lets in change whether the others are small."""
+
+    class Doubtful(Seer):
+        def predict_on_batch(self, inputs):
+            answer = super().predict_on_batch(inputs)
+            if isinstance(inputs, dict) and "classes" in answer:
+                sides = inputs["boxes"][0, :, 2] - inputs["boxes"][0, :, 0]
+                sure = np.where(sides > 12, 0.9, 0.35)
+                answer["classes"] = np.stack([1 - sure, sure], axis=-1)[None].astype(np.float32)
+            return answer
+
+    labels = np.zeros((128, 128), np.int32)
+    labels[20:60, 20:60] = 1
+    image = labels.astype("float32")[..., None]
+    for corner in (80, 95, 110):
+        image[corner : corner + 6, corner : corner + 6] = 1
+    config = replace(SMALL, tile=256, small=20.0, mask_overlap=0.5)
+    tuned, score = model.tune_config(Doubtful(), [image], [labels], config, {"score": (0.2, 0.6)})
+    found, _ = model.segment_image(Doubtful(), image, tuned)
+    assert tuned.score == 0.6 and score == 1.0 and jaccard(labels, found, 0.75) == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 200), (1, 1)])
+def test_narrow_images_made_smaller_keep_a_pixel(shape):
+    labels, scores = model.segment_image(Seer(), np.zeros((*shape, 1), np.float32), replace(SMALL, zoom=0.25))
+    assert labels.shape == shape and not len(scores)
 
 
 def test_images_that_cannot_be_read_are_refused():

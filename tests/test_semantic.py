@@ -25,11 +25,11 @@ from hpacell.metrics.tissue import (
     summarise_tissue,
 )
 from hpacell.models import tissue
-from hpacell.models.card import keep_weights
 from hpacell.models.region_losses import REGION_LOSSES, RegionLoss, check_region_loss, keras
 from hpacell.models.semantic import SEMANTIC, SemanticConfig, make_semantic, predict_mask, predict_probability
 from hpacell.models.tissue import cross_validate_tissue, load_tissue, train_tissue
 from hpacell.models.tissue_recipe import ReducedImage, TissueSettings, split_tissue
+from hpacell.models.weights import keep_weights
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 MASKS = SHAPES.flatmap(

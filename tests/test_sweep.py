@@ -27,7 +27,7 @@ from hpacell.pipeline import templates as templates_module
 from hpacell.pipeline.comparison import compare_runs, location_precisions, read_runs
 from hpacell.pipeline.extract import ExtractSettings, extract_fields
 from hpacell.pipeline.jobs import Job, Outcome, expected_need, n_startable, process_tree, run_jobs, thread_environment
-from hpacell.pipeline.outcomes import image_difference, organ_scores, read_image_scores, readable_table
+from hpacell.pipeline.outcomes import card_outcome, image_difference, organ_scores, read_image_scores, readable_table
 from hpacell.pipeline.points import read_sweep
 from hpacell.pipeline.runs import RunError, list_runs, run
 from hpacell.pipeline.scored import (
@@ -81,6 +81,14 @@ def test_runs_that_would_mix(tmp_path):
         read_sweep(written(tmp_path, "workflows: {train_classifier: {epochs: 3}}\nsweep: {train_classifier.seed: [1, 2], seed: [3]}\n"))
     with pytest.raises(ValueError, match="expected a folder for the model of each run, got 'a' for 2: write model_folder"):
         read_sweep(written(tmp_path, "workflows: {train_classifier: {epochs: 3, model_folder: a}}\nsweep: {seed: [1, 2]}\n"))
+
+
+def test_several_models_of_a_run_have_folders_of_their_own(tmp_path):
+    base = "workflows: {train_segmenter: {epochs: 3}, train_classifier: {epochs: 3, EXTRA}}\nsweep: {train_classifier.seed: [1, 2]}\n"
+    for point in read_sweep(written(tmp_path, base.replace(", EXTRA", ""))).points:
+        assert {step: values["model_folder"] for step, values in point.steps.items()} == {"train_segmenter": "{run}/train_segmenter", "train_classifier": "{run}/train_classifier"}
+    with pytest.raises(ValueError, match="expected a folder for each model of a run, got '{run}/train_segmenter' for train_segmenter and train_classifier: write train_classifier.model_folder"):
+        read_sweep(written(tmp_path, base.replace("EXTRA", 'model_folder: "{run}/train_segmenter/"')))
 
 
 def test_points_alone_and_with_a_grid(tmp_path):
@@ -545,7 +553,8 @@ def tissue_runs(tmp_path_factory) -> Path:
         write_table(model / "scores.csv", pd.concat([scores.assign(side="valid", dice=1.0), scores.assign(side="test")]))
         pd.DataFrame({"epoch": range(4), "loss": [0.9, 0.6, 0.5, 0.4], "val_dice": [np.nan, 0.5, np.nan, kept]}).to_csv(model / "log.csv", index=False)
         card = {name: [round(float(row[f"dice{end}"]), 4) for end in ("", "_low", "_high")] for name, row in (("all", total),)}
-        write_json(model / "card.json", {"kind": "tissue", "n_weights": 99, "scores": {"all": {"dice": card["all"]}}, "training": {"model": "unet"}})
+        write_json(model / "card.json", {"kind": "tissue", "n_weights": 99, "scores": {"all": {"dice": card["all"]}}, "scores_of": "test", "training": {"model": point.steps["tissue"]["model"], "patch": point.steps["tissue"]["patch"]}})
+        (model / "model.weights.h5").write_bytes(bytes(1000))
         if kept > 0.6:  # the last was killed before its summary
             write_json(run / "metrics_tissue.json", {"dice": round(float(total["dice"]), 4), "dice_low": float(total["dice_low"]), "dice_high": float(total["dice_high"]), "weights": 99, "epochs": 4})
     write_json(sweep / "sweep.json", {"id": "tissue-1", "name": "tissue", "status": "failed", "points": [{"name": point.name, "status": ""} for point in plan.points]})
@@ -582,6 +591,57 @@ def test_tissue_is_compared_by_dice(tissue_runs, capsys):
     assert "Differences: to mixed,unet on the same test images" in text and "Without a difference" not in text
     assert compared.measure == "mean Dice of the foreground"
     assert organ_scores(compared.images).loc["lung", "plain,unet"] == pytest.approx(compared.images["plain,unet"]["dice"][::2].mean())
+
+
+@pytest.fixture
+def own_runs(tissue_runs, tmp_path) -> Path:
+    """The same runs, to be changed; those that are compared are named by their folders."""
+    import shutil
+
+    sweep = tmp_path / "tissue-2"
+    shutil.copytree(tissue_runs, sweep)
+    for path in sweep.glob("*/run.json"):
+        path.write_text(path.read_text().replace(str(tissue_runs), str(sweep)))
+    return sweep
+
+
+def test_a_card_of_another_training_says_nothing(own_runs):
+    killed = own_runs / "mixed,segformer_b0"
+    card = json.loads((killed / "model" / "card.json").read_text())
+    compared = compare_runs(read_runs([killed]))
+    assert compared.table["score"].notna().all() and "Images that chose nothing." in compared.notes[0]
+    write_json(killed / "model" / "card.json", card | {"scores_of": "valid, on which epoch and thresholds were chosen"})
+    assert "Images of the side valid, on which epoch and thresholds were chosen." in compare_runs(read_runs([killed])).notes[0]
+    given = {"model": "segformer_b0", "augment": ["flip"], "model_parameters": {}}
+    assert card_outcome(killed / "model", given)["dice"] == card["scores"]["all"]["dice"][0]
+    for other in ({"model": "unet"}, {"augment": []}, {"parameters": {"stem": 8}}, {"seed": 1}):
+        changed = {"model": "segformer_b0", "augment": ["flip"], "parameters": {}, "seed": 0} | other
+        write_json(killed / "model" / "card.json", card | {"training": changed})
+        assert card_outcome(killed / "model", given | {"seed": 0}) == {}
+    write_json(killed / "model" / "card.json", card | {"training": card["training"] | {"epochs": 7}})
+    assert "score" not in compare_runs(read_runs([killed])).table, "the default of the workflow is another"
+    write_json(killed / "model" / "card.json", card)
+    write_json(killed / "model" / "unfinished.json", {})
+    assert card_outcome(killed / "model") == {} and "score" not in compare_runs(read_runs([killed])).table
+
+
+def test_runs_that_shared_a_folder_have_no_difference(own_runs):
+    run = own_runs / "plain,unet"
+    (run / "model" / "scores.csv").write_bytes((own_runs / "mixed,unet" / "model" / "scores.csv").read_bytes())
+    compared = compare_runs(read_runs([own_runs / "mixed,unet", run]), 20)
+    assert compared.table["score"].notna().all() and "difference" not in compared.table and list(compared.images) == ["mixed,unet"]
+    assert any(note.startswith("plain,unet: ") and "of another training" in note for note in compared.notes)
+
+
+def test_a_relative_folder_starts_at_the_working_folder(own_runs, monkeypatch):
+    monkeypatch.chdir(own_runs.parent)
+    killed = own_runs / "mixed,segformer_b0"
+    text = (killed / "run.json").read_text()
+    (killed / "run.json").write_text(text.replace(str(killed / "model"), "elsewhere"))
+    assert "score" not in compare_runs(read_runs([killed])).table
+    (killed / "model").rename(own_runs.parent / "elsewhere")
+    found = read_runs([killed])[0]
+    assert found.scores["dice"] > 0.5 and found.beside_model("scores.csv") == Path("elsewhere/scores.csv")
 
 
 def test_other_images_have_no_difference(tissue_runs):

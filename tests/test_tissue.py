@@ -3,8 +3,11 @@
 import json
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import cv2
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +24,15 @@ from hpacell.fields.slides import simulate_tissue, simulate_tissues
 from hpacell.fields.tiles import OPEN, blend_tiles, cut_tiles, join_tiles, reduce_image, reduce_mask, tile_windows
 from hpacell.fields.tissue import find_tissue, tissue_window
 from hpacell.masks.rle import encode_kaggle
-from hpacell.masks.tissue import TissueRings, decode_tissue, find_tissue_images, likely_size, read_tissue, rings_mask
+from hpacell.masks.tissue import (
+    TissueRings,
+    decode_tissue,
+    find_tissue_images,
+    find_tissue_table,
+    likely_size,
+    read_tissue,
+    rings_mask,
+)
 from hpacell.metrics.tissue_submission import (
     read_tissue_submission,
     validate_tissue_submission,
@@ -304,6 +315,29 @@ def test_images_of_tissue_are_found(tmp_path):
     assert find_tissue_images(tmp_path, tmp_path / "test.csv")[0].labels_at is None
     with pytest.raises(ValueError, match="expected a known truth"):
         find_tissue_images(tmp_path, truth="boxes")
+
+
+def test_images_of_unknown_donors_are_not_one_donor(root, tmp_path):
+    """The cell of the workflow that divides the images, without the learning."""
+    simulate_tissues(tmp_path, 6, seed=4, size=(96, 130))
+    table = pd.read_csv(tmp_path / "train.csv", dtype=str)
+    table.assign(group=["d1", "", None, " ", "d1", "d2"]).to_csv(tmp_path / "train.csv.gz", index=False)
+    assert find_tissue_table(tmp_path) == str(tmp_path / "train.csv"), "of the two"
+    (tmp_path / "train.csv").unlink()
+    cells = nbformat.read(root / "nbs" / "workflows" / "tissue.ipynb", 4).cells
+    source = next(cell.source for cell in cells if "donors = " in cell.source)
+    made = SimpleNamespace(image_id="made", kind="lung", read=lambda: (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)))
+    names = {
+        "data": str(tmp_path), "csv": "", "truth": "rle", "donor": "group", "n_folds": 3, "fold": 0, "leave_out": "", "seed": 0, "offline": 1, "out": str(tmp_path),
+        "offline_augment": [], "np": np, "pd": pd, "Path": Path, "find_tissue_images": find_tissue_images, "find_tissue_table": find_tissue_table, "read_tissue": read_tissue,
+        "use_hpacell_style": MagicMock(), "display": MagicMock(), "figure_masks": MagicMock(), "look_through": lambda images: (images, pd.DataFrame(), {}),
+        "split_tissue": MagicMock(side_effect=lambda images, *_: {one.image_id: "train" for one in images}), "write_augmented": MagicMock(return_value=[made]),
+    }  # fmt: skip
+    exec(source, names)
+    ids = table["id"].tolist()
+    groups = names["split_tissue"].call_args.args[4]
+    assert groups == dict(zip(ids, ["d1", *(f"own {name}" for name in ids[1:4]), "d1", "d2"], strict=True))
+    assert (names["n_images"], names["n_augmented"], len(names["images"])) == (6, 1, 7)
 
 
 # Simulated tissue

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hpacell.models import set_backbone_trainable, transfer, zoo
+from hpacell.models import pretrained, set_backbone_trainable, zoo
 from hpacell.models.blocks import HEADS, conv_norm, keras, layers, location_head
 from hpacell.models.pretrained import cached_weights, inflate_kernel
 from hpacell.models.transfer import TRANSFER
@@ -163,7 +163,7 @@ def test_mixed_precision_answers_in_float32(policy):
 def rgb_resnet(path, seed=3):
     """A backbone for RGB like that of `SMALL`, with averages of its own, in a file."""
     keras.utils.set_random_seed(seed)
-    rgb = transfer._make_resnet("ResNetBackbone", 3, RESNET["filters"], RESNET["blocks"])
+    rgb = pretrained.make_resnet(3, RESNET["filters"], RESNET["blocks"])
     rng = np.random.default_rng(seed)
     for weight in rgb.weights:
         if weight.path.endswith(("moving_mean", "moving_variance")):
@@ -218,7 +218,7 @@ def test_fresh_weights_are_told_once_and_no_network_is_asked(tmp_path, monkeypat
         raise AssertionError("the network was asked")
 
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr(transfer, "_said", set())
+    monkeypatch.setattr(pretrained, "_said", set())
     for name in ("getaddrinfo", "create_connection"):
         monkeypatch.setattr(socket, name, no_network)
     parameters = {name: value for name, value in RESNET.items() if name != "weights"}
@@ -266,7 +266,7 @@ def test_weights_that_do_not_fit(tmp_path):
 
 def test_resnet50_sees_the_numbers_that_it_was_trained_on(tmp_path):
     """From 0 to 255 less the mean colour, although it gets them near 0."""
-    rgb = transfer._make_application("ResNet50", 3)
+    rgb = pretrained.make_application("ResNet50", 3)
     rgb.save_weights(tmp_path / "rgb.weights.h5")
     model = make_classifier("resnet50", (32, 32, 4), 3, weights=str(tmp_path / "rgb.weights.h5"))
     stems = [keras.Model(net.input, net.get_layer("conv1_conv").output) for net in (rgb, model.get_layer("backbone"))]
@@ -278,7 +278,7 @@ def test_resnet50_sees_the_numbers_that_it_was_trained_on(tmp_path):
 
 
 def test_frozen_then_unfrozen(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(transfer, "_said", set())
+    monkeypatch.setattr(pretrained, "_said", set())
     path = tmp_path / "rgb.weights.h5"
     rgb_resnet(path)
     model = make_classifier("resnet18", (32, 32, 4), 3, head="logits", **RESNET | {"weights": str(path)})

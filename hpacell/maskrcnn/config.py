@@ -9,7 +9,7 @@ __all__ = ['NETWORK', 'FRACTIONS', 'COUNTS', 'MaskRCNNConfig']
 import json
 from dataclasses import asdict, dataclass, fields
 
-from ..vocabulary import check_known
+from ..vocabulary import check_known, check_numbers
 
 # %% ../../nbs/70_maskrcnn.config.ipynb #71b958c5
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class MaskRCNNConfig:
         Larger images are cut into tiles of this side that overlap by so much; multiples of `stride`. Both are sides as
         the network sees them, after `zoom`.
     zoom : float
-        An image is enlarged so many times before the network sees it.
+        In use, an image is enlarged so many times before the network sees it. Patches to learn from are not: what they
+        are scaled by says the augmentation of the training.
     small, small_zoom : float
         Where the objects found are smaller across than `small` pixels, half of them at least, the image is looked at
         again, enlarged `small_zoom` times. With 0, never.
@@ -212,11 +213,7 @@ def _check_config(config: MaskRCNNConfig) -> None:
             raise ValueError(
                 f"expected {after} of at most {before}, got {getattr(config, after)} of {getattr(config, before)}: the proposals are chosen among the candidates"
             )
-    if config.small < 0 or not all(0.25 <= zoom <= 4 for zoom in (config.zoom, config.small_zoom)):
-        raise ValueError(
-            f"expected zoom and small_zoom from 0.25 to 4 and small from 0, got {config.zoom}, {config.small_zoom} and {config.small}: "
-            "1 leaves images as they are"
-        )
+    check_numbers(config, {}, {"zoom": (0.25, 4), "small_zoom": (0.25, 4), "small": (0, 10_000)})
     _check_levels(config)
     if config.roi_size % 2:
         raise ValueError(f"expected an even roi_size, got {config.roi_size}: the box head halves it")

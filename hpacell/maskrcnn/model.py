@@ -259,9 +259,9 @@ def _detect_at(network: MaskRCNN, image: np.ndarray, config: MaskRCNNConfig, zoo
     parts, overlap = [], int(config.overlap / zoom)
     for window in tile_windows(image.shape[:2], int(config.tile / zoom), overlap):
         row0, col0, row1, col1 = window
-        size = (round((col1 - col0) * zoom), round((row1 - row0) * zoom))
-        tile = image[row0:row1, col0:col1]
-        tile = tile if zoom == 1 else np.atleast_3d(cv2.resize(tile, size, interpolation=cv2.INTER_LINEAR))
+        tile, size = image[row0:row1, col0:col1], (max(1, round((col1 - col0) * zoom)), max(1, round((row1 - row0) * zoom)))
+        if zoom != 1:
+            tile = cv2.resize(tile, size, interpolation=cv2.INTER_LINEAR if zoom > 1 else cv2.INTER_AREA).reshape(*size[::-1], -1)
         found = _detect_tile(network, tile, config)
         back = np.array([(row1 - row0) / size[1], (col1 - col0) / size[0]] * 2, np.float32)
         move = np.array([row0, col0, row0, col0], np.float32)
@@ -343,7 +343,7 @@ def segment_image(network: MaskRCNN, image: np.ndarray, config: MaskRCNNConfig) 
 
 # %% ../../nbs/78_maskrcnn.model.ipynb #433a9f37
 THRESHOLDS = {"score": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "mask_overlap": (0.3, 0.5, 0.7)}
-LOOKS = ("zoom", "small", "small_zoom")  # with another of these, the network has to look again
+LOOKS = ("zoom", "small", "small_zoom", "score")  # with another of these, the network has to look again
 
 # %% ../../nbs/78_maskrcnn.model.ipynb #393de9e9
 def _choices(grid: dict) -> list[dict]:
@@ -382,11 +382,13 @@ def tune_config(network: MaskRCNN, images: list[np.ndarray], labels: list[np.nda
     if not images or len(images) != len(labels):
         raise ValueError(f"expected images with a label image each, got {len(images)} and {len(labels)}: give both, in the same order")
     grid = THRESHOLDS if grid is None else grid
+    # Where the size of what is found decides on a second look, so does the score from which on it counts.
+    looks = LOOKS if config.small or any(grid.get("small", ())) else LOOKS[:-1]
     tried = []
-    for look in _choices({name: values for name, values in grid.items() if name in LOOKS}):
-        low = replace(config, **look, score=min(grid.get("score", (config.score,))))
+    for look in _choices({name: values for name, values in grid.items() if name in looks}):
+        low = replace(config, **{"score": min(grid.get("score", (config.score,))), **look})
         found = [detect_objects(network, image, low) for image in images]
-        for choice in _choices({name: values for name, values in grid.items() if name not in LOOKS}):
+        for choice in _choices({name: values for name, values in grid.items() if name not in looks}):
             one = replace(config, **look, **choice)
             drawn = [_draw(detections, truth.shape, one)[0] for detections, truth in zip(found, labels, strict=True)]
             scores = score_instances(zip(labels, drawn, strict=True), (0.5, 0.75, 0.9))

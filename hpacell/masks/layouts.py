@@ -21,7 +21,7 @@ from ..files import check_local
 from .archives import coco_file, find_coco, find_rows, rows_file
 from .labelled import LabelFile, LabelledImage, LabelSource, MaskFiles, Truth
 from .labels import OVERLAPS
-from .tissue import find_tissue_images
+from .tissue import find_tissue_images, find_tissue_table, read_header
 from .writers import WRITTEN, WrittenImages, write_labelled  # noqa: F401
 
 # %% ../../nbs/33_masks.layouts.ipynb #51a7c590
@@ -221,16 +221,13 @@ class _UnitsApart:
 
 
 def _hubmap_table(path: Path) -> Path | None:
-    """The table of a folder of tissue, or the file itself; train.csv before others."""
-    found = []
-    for one in [path] if path.is_file() else sorted(path.glob("*.csv")):
-        if one.suffix.lower() == ".csv":
-            with open(one, "rb") as file:
-                names = file.readline(4096).decode("utf-8-sig", "replace").lower().strip().split(",")
-            if {"id", "organ", "rle"} <= {name.strip().strip('"') for name in names}:
-                found.append(one)
-    named = [one for one in found if one.name == "train.csv"] or found
-    return named[0] if len(named) == 1 else None
+    """The table of a folder of tissue, or the file itself, if it or the polygons beside it hold masks."""
+    found = path if path.is_file() else find_tissue_table(path) if path.is_dir() else None
+    if found is None or not str(found).lower().endswith((".csv", ".csv.gz")):
+        return None
+    names = read_header(found)
+    masks = "rle" in names or (Path(found).parent / "train_annotations").is_dir()
+    return Path(found) if {"id", "organ"} <= names and masks else None
 
 
 def _find_hubmap(path: Path, target: str | None, images: Path | None) -> list[LabelledImage]:
@@ -240,9 +237,9 @@ def _find_hubmap(path: Path, target: str | None, images: Path | None) -> list[La
     table = _hubmap_table(path)
     if table is None:
         return []
-    found = find_tissue_images(table.parent, table, target or "rle")
+    found = find_tissue_images(table.parent, table, target or ("rle" if "rle" in read_header(table) else "polygons"))
     pictures = {one.image_id: one.paths for one in find_tissue_images(images, table)} if images else {}
-    return [replace(one, paths=pictures.get(one.image_id, one.paths), labels_at=_UnitsApart(one.labels_at)) for one in found]
+    return [replace(one, paths=pictures.get(one.image_id, one.paths), labels_at=_UnitsApart(one.labels_at)) for one in found if one.labels_at is not None]
 
 # %% ../../nbs/33_masks.layouts.ipynb #45407f72
 _FIND: dict[str, Callable[[Path, str | None, Path | None], list[LabelledImage]]] = {
@@ -256,7 +253,7 @@ _TESTS: dict[str, tuple[Callable[[Path], bool], str]] = {
     "coco": (lambda path: coco_file(path) is not None, "a JSON file with images and annotations"),
     "ctc": (lambda path: bool(_sequences(path)), "01/ and 01_GT/SEG/"),
     "simulated": (_is_simulated, "truth/<id>_cells.png"),
-    "hubmap": (lambda path: _hubmap_table(path) is not None, "a CSV with id,organ,rle"),
+    "hubmap": (lambda path: _hubmap_table(path) is not None, "a CSV with id,organ,rle, or with id,organ beside train_annotations/"),
     "plain": (_is_plain, "<id>_cells.png, <id>_mask.png or the like"),
 }
 LAYOUTS = (*_FIND,)
@@ -308,7 +305,7 @@ def find_labelled(
     target : str, optional
         Which truth, where there are several: "cells" (the default) or "nuclei"; for layout ctc "gold" (the default
         where there is any; it may cover few cells of a frame), "silver" or "tracking"; for layout coco the name of one
-        category; for layout hubmap "rle" (the default) or "polygons".
+        category; for layout hubmap "rle" (the default where the table has it) or "polygons".
     images : path, optional
         Folder of the images, where they do not lie beside the truth.
     overlap : str

@@ -23,9 +23,9 @@ from ..feed.patches import PatchFeed
 from ..files import fingerprint, read_json, write_json, write_table
 from ..masks.labelled import LabelledImage
 from .blocks import keras
-from .card import keep_weights, write_weights
 from .objectives import averaged, make_optimizer, seed_epoch
 from .places import CARD_NAME, CHECKPOINT_NAME, MARKS, STATE_NAME, clear_training, mark_training
+from .weights import keep_weights, write_weights
 from ..progress import progress
 
 # %% ../../nbs/68_models.patch_training.ipynb #b447a879

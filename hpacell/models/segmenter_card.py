@@ -18,9 +18,9 @@ import numpy as np
 from ..fields.intensity import normalise_intensity, to_channels
 from ..files import check_local
 from .blocks import keras
-from .card import load_weights
 from .places import CARD_NAME, SHIPPED, UNFINISHED_NAME, WEIGHTS_NAME, folder_of_file, look_for_model, read_card, shipped_segmenters
 from .segmenter_recipe import METHODS
+from .weights import load_weights
 from ..vocabulary import check_known
 
 # %% ../../nbs/78_models.segmenter_card.ipynb #222b7e2a

@@ -22,8 +22,7 @@ from ..fields.image import FieldError
 from ..fields.intensity import normalise_intensity
 from ..files import fingerprint
 from ..masks.labelled import LabelledImage, Truth
-from .recipe import check_numbers
-from ..vocabulary import check_known
+from ..vocabulary import check_known, check_numbers
 
 # %% ../../nbs/69_models.segmenter_recipe.ipynb #5434d767
 METHODS = {"unet": ("hpacell.models.unet", "UNetConfig"), "maskrcnn": ("hpacell.maskrcnn.model", "MaskRCNNConfig")}

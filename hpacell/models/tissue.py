@@ -20,13 +20,13 @@ from ..files import check_local, write_table
 from ..masks.labelled import LabelledImage
 from ..metrics.tissue import ANY_ORGAN, THRESHOLDS, choose_thresholds_by_organ, score_tissue, summarise_tissue
 from .blocks import keras
-from .card import load_weights
 from .patch_training import PatchTraining, describe_job, tell_left_out
 from .places import CARD_NAME, WEIGHTS_NAME, load_same, look_for_model, read_card
 from .region_losses import RegionLoss
 from .segmenter_recipe import look_through
 from .semantic import SemanticConfig, make_semantic, predict_mask, predict_probability
 from .tissue_recipe import SIDES, ReducedImage, TissueSettings, divide_tissue, group_tissue, split_tissue
+from .weights import load_weights
 
 # %% ../../nbs/79_models.tissue.ipynb #a56a6487
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ from ..fields.catalog import split_fields, split_folds
 from ..fields.duplicates import group_duplicates
 from ..fields.tiles import reduce_image, reduce_mask
 from ..masks.labelled import LabelledImage
-from .recipe import check_numbers
 from .region_losses import check_region_loss
 from .segmenter_recipe import find_twins
 from .semantic import FIXED_SIZE, SEMANTIC, SemanticConfig
-from ..vocabulary import check_known
+from ..vocabulary import check_known, check_numbers
 
 # %% ../../nbs/70_models.tissue_recipe.ipynb #9907c1d9
 THRESHOLD_RULES = ("organ", "all", "half")
@@ -246,9 +245,10 @@ def divide_tissue(frame: pd.DataFrame, n_folds: int = 5, fold: int = 0, leave_ou
     ValueError
         Too few images or folds, or no such fold or organ.
     """
-    if leave_out:
+    whole = isinstance(n_folds, int) and not isinstance(n_folds, bool) and n_folds >= 3
+    if leave_out and whole:
         return _leave_out(frame, n_folds, leave_out, seed)
-    if isinstance(n_folds, bool) or not isinstance(n_folds, int) or n_folds < 3 or not 0 <= fold < n_folds:
+    if not whole or not 0 <= fold < n_folds:
         raise ValueError(f"expected 3 folds or more and a fold below their number, got {n_folds} and {fold}: three sides need three parts")
     folds = (split_folds(frame, n_folds, seed) - fold) % n_folds
     return dict(zip(frame["field_id"], folds.map(lambda part: {0: "test", 1: "valid"}.get(part, "train")), strict=True))

@@ -28,12 +28,13 @@ from ..feed.store import CropStore
 from ..files import check_local, fingerprint, read_json, write_json, write_table
 from ..metrics.locations import score_locations
 from .blocks import keras
-from .card import NEGATIVE, TrainedClassifier, load_classifier, save_classifier, with_derived_negative, write_weights
+from .card import NEGATIVE, TrainedClassifier, load_classifier, save_classifier, with_derived_negative
 from .objectives import averaged, make_loss, make_optimizer, seed_epoch
 from .places import CHECKPOINT_NAME, MARKS, STATE_NAME, clear_training, load_same, mark_training
 from .recipe import TrainingSettings, choose_locations, labels_fields, split_store
 from .transfer import set_backbone_trainable
 from .weak import DerivedNegative, InheritedLoss, correct_guesses, fit_field_model, make_bag_model, pool_probabilities, unmix
+from .weights import write_weights
 from .zoo import make_classifier
 from ..progress import progress
 

@@ -72,7 +72,7 @@ class ComparedRun:
         return self.scores.get("scored") or ("Images that chose nothing" if self.scores.get("dice") is not None else "")
 
     def beside_model(self, name: str) -> Path | None:
-        """A file in the model's folder.
+        """A file in the model's folder; one that is not absolute starts at the working folder, as in the training.
 
         Parameters
         ----------
@@ -167,13 +167,14 @@ def _read_run(path: Path) -> ComparedRun:
         return ComparedRun(path.name, path, "unreadable" if (path / "run.json").exists() else "not started")
     status = "killed" if status == "running" and not is_alive(record) else status
     failed = [f"{step}: {entry.get('reason') or entry.get('error', '')[-200:]}" for step, entry in steps.items() if entry.get("status") == "failed"]
-    metrics = _metrics_of(path)
+    metrics, everything = _metrics_of(path), _all_parameters(params, path)
     kind = next((name for name in _MEASURES if name in metrics or name in params), "")
     training = (steps.get(kind, {}).get("values") or fill_in(params.get(kind, {}), run=path)) if kind else {}
     if kind == "tissue" and not metrics.get(kind):
-        metrics[kind] = card_outcome(path / training.get("model_folder", "model"))
+        given = {name.removeprefix("tissue."): value for name, value in everything.items() if name.startswith("tissue.")} | training
+        metrics[kind] = card_outcome(given.get("model_folder", "model"), given)
     return ComparedRun(
-        path.name, path, status, failed[0] if failed else "", _all_parameters(params, path), metrics,
+        path.name, path, status, failed[0] if failed else "", everything, metrics,
         sum(entry.get("seconds", 0) for entry in steps.values()), training, kind,
     )  # fmt: skip
 
@@ -270,8 +271,9 @@ def compare_runs(runs: Sequence[ComparedRun], n_bootstrap: int = 200) -> Compari
     score = table["score"].astype(float) if "score" in table else pd.Series(np.nan, table.index)
     order = pd.DataFrame({"failed": table["status"] != "finished", "score": -score}).sort_values(["failed", "score"], kind="stable", na_position="last").index
     table, runs = table.loc[order].reset_index(drop=True), tuple(runs[i] for i in order)
-    cells, notes = _left_by(runs, "test_cells.parquet", read_test_cells)
-    images, others = _left_by([run for run in runs if run.kind == "tissue"], "scores.csv", read_image_scores)
+    cells, notes = _left_by(runs, "test_cells.parquet", lambda path, run: read_test_cells(path))
+    judged = [run for run in runs if run.kind == "tissue" and run.scores.get("dice") is not None]
+    images, others = _left_by(judged, "scores.csv", lambda path, run: read_image_scores(path, run.scores["dice"]))
     for row, run in enumerate(runs):
         for left, differ in ((cells, paired_difference), (images, image_difference)):
             found = differ(left[runs[0].name], left[run.name], n_bootstrap) if n_bootstrap and row and {runs[0].name, run.name} <= set(left) else None
@@ -318,7 +320,7 @@ def _row_of(run: ComparedRun) -> dict[str, object]:
         row |= {"score": scores["dice"], "low": scores.get("dice_low"), "high": scores.get("dice_high")}
     row |= {name: scores[name] for name in ("f1", "epochs", "weights") if scores.get(name) is not None}
     weights = run.beside_model(WEIGHTS_NAME)
-    size = scores.get("megabytes") or (weights.stat().st_size / 1e6 if weights else None)
+    size = scores.get("megabytes") or (weights.stat().st_size / 1e6 if weights and scores else None)  # without scores they may be another training's
     return row | ({"megabytes": size} if size else {})
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #38316a0c
@@ -333,14 +335,14 @@ def _other_metrics(runs: Sequence[ComparedRun], most: int = 6) -> list[dict[str,
     return [{name: values.get(name) for name in kept} for values in flat]
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #49921dba
-def _left_by(runs: Sequence[ComparedRun], name: str, read: Callable[[Path], object]) -> tuple[dict, list[str]]:
+def _left_by(runs: Sequence[ComparedRun], name: str, read: Callable[[Path, ComparedRun], object]) -> tuple[dict, list[str]]:
     """What runs have left in a file beside their models, and what is wrong with those of others."""
     found, notes = {}, []
     for run in runs:
         path = run.beside_model(name)
         try:
             if path is not None:
-                found[run.name] = read(path)
+                found[run.name] = read(path, run)
         except ValueError as error:
             notes.append(f"{run.name}: {error}")
     return found, notes

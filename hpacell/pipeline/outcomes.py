@@ -14,40 +14,60 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..feed.instance_augment import check_instance_augmentations
 from ..files import read_json
 from ..metrics.resampling import draw_weights, interval_bounds
-from ..models.places import CARD_NAME
+from ..models.places import CARD_NAME, look_for_model
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #05d5b394
-def card_outcome(folder: str | Path) -> dict[str, object]:
+def card_outcome(folder: str | Path, given: Mapping[str, object] | None = None) -> dict[str, object]:
     """What the card of a model of tissue says of it, as the metrics of its run do.
 
     Parameters
     ----------
     folder : path
         Folder of the model.
+    given : mapping, optional
+        Parameters of the run's training, named as in the workflow.
 
     Returns
     -------
     dict
-        `dice, dice_low, dice_high, weights, organs, model`; empty where no such model is there.
+        `dice, dice_low, dice_high, weights, organs, model`, and `scored` where the card says which images were scored.
+        Empty where there is no whole model of tissue, a training is under way, or `given` and the card contradict each
+        other.
     """
+    place = look_for_model(folder)
     try:
-        card = read_json(Path(folder) / CARD_NAME)
+        card = read_json(place.folder / CARD_NAME) if place.is_whole else {}
         value, low, high = card["scores"]["all"]["dice"]
         known = {"weights": card["n_weights"], "organs": card["scores"], "model": card["training"]["model"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        if card["kind"] != "tissue" or not _is_of(card["training"], given or {}):
+            return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return {"dice": value, "dice_low": low, "dice_high": high, **known} if card.get("kind") == "tissue" else {}
+    judged = card.get("scores_of")
+    words = {"scored": "Images that chose nothing" if judged == "test" else f"Images of the side {judged}"} if judged else {}
+    return {"dice": value, "dice_low": low, "dice_high": high, **known, **words}
+
+# %% ../../nbs/92_pipeline.outcomes.ipynb #134f6be7
+def _is_of(training: Mapping, given: Mapping) -> bool:
+    """Whether a card's settings are those that a run was given, as far as both name them."""
+    given = {"parameters" if name == "model_parameters" else name: value for name, value in given.items()}
+    forms = {"augment": check_instance_augmentations, "parameters": lambda value: dict(value or {})}
+    both = [(forms.get(name, lambda value: value), training[name], given[name]) for name in training if name in given]
+    return all(form(said) == form(own) for form, said, own in both)
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #b2aca6fd
-def read_image_scores(path: str | Path) -> pd.DataFrame:
+def read_image_scores(path: str | Path, dice: float | None = None) -> pd.DataFrame:
     """Scores of the images that a model of tissue was judged by.
 
     Parameters
     ----------
     path : path or str
         ``scores.csv`` of its folder.
+    dice : float, optional
+        Their mean, as a run has recorded it; it tells whether they are still that run's own.
 
     Returns
     -------
@@ -58,7 +78,7 @@ def read_image_scores(path: str | Path) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        A column is missing, or nothing was scored.
+        A column is missing, nothing was scored, or the mean is another.
     """
     columns = ["image", "organ", "n_truth", "n_ignored", "dice"]
     frame = pd.read_csv(path, dtype={"image": str, "organ": str}, keep_default_na=False, na_values=[""])
@@ -69,6 +89,8 @@ def read_image_scores(path: str | Path) -> pd.DataFrame:
     judged = single[single["side"] == ("test" if (single["side"] == "test").any() else "valid")]
     if judged.empty:
         raise ValueError(f"{path}: expected scores of images, got none: train again")
+    if dice is not None and not np.isclose(mean := judged["dice"].mean(), dice, rtol=0, atol=1e-4, equal_nan=True):
+        raise ValueError(f"{path}: expected a mean Dice of {dice:.4f} as the run recorded, got {mean:.4f} of another training: give each run a model_folder of its own")
     return judged[columns].fillna({"organ": ""}).sort_values("image", ignore_index=True)
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #7a676b46

@@ -9,6 +9,7 @@ __all__ = ['SHARED', 'TRAININGS', 'SweepPoint', 'SweepPlan', 'read_sweep']
 import copy
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,8 +141,9 @@ def _make_point(name: str, values: Mapping[str, object], steps: Mapping[str, dic
                 raise ValueError(f"{params}: expected each parameter once under 'sweep:', got {step}.{parameter} under two names: remove one")
             made[step][parameter] = value
             varied.add((step, parameter))
-    for step in set(TRAININGS) & set(made):  # the notebooks' default is one folder for all
-        made[step].setdefault("model_folder", "{run}/model")
+    trained = [step for step in made if step in TRAININGS]
+    for step in trained:  # the notebooks' default is one folder for all
+        made[step].setdefault("model_folder", "{run}/model" if len(trained) == 1 else f"{{run}}/{step}")
     for step in {step for step, _ in varied}:
         check_parameters(step, made[step])
     safe = re.sub(r"[^\w.,=+-]+", "-", name).strip("-.,") or "point"
@@ -165,11 +167,17 @@ def _words_of(values: Mapping[str, object]) -> list[str]:
 
 # %% ../../nbs/89_pipeline.points.ipynb #fedefb3a
 def _check_points(points: Sequence[tuple[SweepPoint, set]], given: Sequence[tuple[str, str]], params: str | Path) -> None:
-    """An error if two runs have one name, or the command line sets what the sweep varies."""
+    """An error if two runs have one name, two models one folder, or the command line sets what the sweep varies."""
     names = [point.name for point, _ in points]
     for name in names:
         if names.count(name) > 1 or name == SHARED:
             raise ValueError(f"{params}: expected runs with names of their own, got {name!r} {'twice' if name != SHARED else 'for one'}: give each a 'name:'")
+    for point, _ in points:
+        own: dict[str, str] = {}
+        for step in (step for step in point.steps if step in TRAININGS):
+            folder = os.path.normpath(str(point.steps[step]["model_folder"]))
+            if own.setdefault(folder, step) != step:
+                raise ValueError(f'{params}: expected a folder for each model of a run, got {folder!r} for {own[folder]} and {step}: write {step}.model_folder: "{{run}}/{step}"')
     folders = [str(values["model_folder"]) for point, _ in points for step, values in point.steps.items() if step in TRAININGS]
     for folder in folders:
         if folders.count(folder) > 1 and "{run}" not in folder:
