@@ -140,8 +140,10 @@ def figure_learning_curves(logs: Mapping[str, pd.DataFrame], metrics: Sequence[s
     for number, (run, log) in enumerate(logs.items()):
         for row, metric in enumerate(known, 1):
             if {"epoch", metric} <= set(log.columns):
+                few = log[metric].count() <= 12  # a single one draws no line
                 figure.add_scatter(
-                    x=log["epoch"], y=log[metric], name=run, legendgroup=run, showlegend=run not in named, mode="lines", line=_line(number),
+                    x=log["epoch"], y=log[metric], name=run, legendgroup=run, showlegend=run not in named,
+                    mode="lines+markers" if few else "lines", line=_line(number),
                     connectgaps=True, row=row, col=1, hovertemplate="epoch %{x}: %{y:.4f}<extra>" + run + "</extra>",
                 )  # fmt: skip
                 named.add(run)
