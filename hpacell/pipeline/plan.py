@@ -153,7 +153,7 @@ FOR_ALL = ("seed", "workers")  # meant for all, whatever the params file says
 # Each workflow's own: where a run has several of these workflows, such a key needs the workflow before it.
 OWN_MEANING = (
     "model", "model_parameters", "model_folder", "data", "truth", "size", "epochs", "steps_per_epoch", "batch_size", "learning_rate", "weight_decay",
-    "warmup", "ema", "loss", "minutes", "validate_every", "augment", "balance", "method", "n_channels", "patch", "n_folds", "n_shown",
+    "warmup", "ema", "loss", "minutes", "validate_every", "augment", "balance", "method", "n_channels", "patch", "tile", "reduce", "n_folds", "n_shown",
 )  # fmt: skip
 
 # %% ../../nbs/88_pipeline.plan.ipynb #06395c74
