@@ -73,8 +73,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with dsb2018/ and hubmap/")
     parser.add_argument("--work", type=Path, required=True, help="folder for models; trainings that were stopped go on there")
     parser.add_argument("--sets", nargs="+", default=["nuclei", "organs"], choices=["nuclei", "organs"])
-    parser.add_argument("--minutes", type=float, default=25.0, help="of training, at most; each of the five organs gets a tenth")
-    parser.add_argument("--epochs", type=int, default=45, help="of 60 batches of 8 patches; the organs get a ninth of these")
+    parser.add_argument("--minutes", type=float, default=60.0, help="of training, at most; each of the five organs gets a tenth")
+    parser.add_argument("--epochs", type=int, default=75, help="of 60 batches of 8 patches; the organs get a fifteenth of these")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tissue.json")
     arguments = parser.parse_args()
     shared = {"steps_per_epoch": 60, "batch_size": 8, "patch": 128, "learning_rate": 4e-3, "validate_every": 4, "augment": AUGMENT}
@@ -87,7 +87,7 @@ def main() -> None:
             found = {key: card[key] for key in ("scores", "scores_of", "seconds", "stopped", "best_epoch", "n_weights")} | {"n_images": card["data"]["n_images"]}
         else:
             # The units of the five organs are 20 to 300 pixels wide on these tiles: half the size shows more around them.
-            settings = TissueSettings(reduce=2, epochs=max(1, arguments.epochs // 9), minutes=arguments.minutes / 10, **shared)
+            settings = TissueSettings(reduce=2, epochs=max(1, arguments.epochs // 15), minutes=arguments.minutes / 10, **shared)
             found = score_organs(arguments.data, arguments.work, settings)
         content[name] = found | {"settings": json.loads(json.dumps(asdict(settings)))}
         print(pd.DataFrame(found["scores"]).to_string(), flush=True)
