@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from ..files import check_local, fingerprint, read_json, write_json
 from ..masks.labelled import LabelFile, LabelledImage
 from ..memory import free_memory
 from ..progress import progress
+from ..vocabulary import check_numbers
 
 # %% ../../nbs/59_feed.augmented.ipynb #a68f824e
 @dataclass(frozen=True)
@@ -174,9 +176,7 @@ def write_augmented(
     An image of which something was labelled never becomes one without a label, as far as a few draws can help it.
     """
     images, folder = list(images), check_local(folder, "augmented images")
-    for name, value, least in (("n_images", n_images, 1), ("seed", seed, 0), ("size", size, 8)):
-        if not (name == "size" and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"expected {name} of at least {least}, a whole number, got {value!r}: correct it")
+    check_numbers(SimpleNamespace(n_images=n_images, seed=seed, size=8 if size is None else size), {"n_images": 1, "seed": 0, "size": 8}, {})
     if not images:
         raise ValueError("expected at least one image to change, got none: check the folder and its layout")
     augment = check_instance_augmentations(augment)
