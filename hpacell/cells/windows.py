@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..fields.find import IMAGE_SUFFIXES
-from ..fields.read import to_uint8
+from ..fields.depth import to_uint8
 from ..files import read_bytes
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, check_known, format_labels, location_title
 
@@ -228,8 +228,9 @@ def cut_windows(image: np.ndarray, boxes: np.ndarray, sides: np.ndarray, size: i
 
     Parameters
     ----------
-    image : ndarray, (H, W, C), uint8 or uint16
-        16-bit is brought to 8 bits for the whole image, see `to_uint8`.
+    image : ndarray, (H, W, C), uint8, uint16 or float32
+        Other than uint8 is scaled to 8 bits by itself. For a scale that many images share, give the image in 8 bits, see
+        `hpacell.fields.depth.to_uint8`.
     boxes : ndarray, (N, 4), int
         (row0, col0, row1, col1), pixels, half-open.
     sides : ndarray, (N,), int

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import fsspec
 
-from .image import FieldError, refusal
-from .tiff import stain_of
+from .image import FieldError, Reading, refusal
+from .tiff_metadata import stain_of
 from ..files import is_remote, join_path, list_files, path_name, read_bytes
 from ..vocabulary import CHANNELS, HPA_COLOURS
 
@@ -62,11 +62,14 @@ class FieldSource:
         One file a channel, or one file with all channels.
     channels : tuple of str
         Names of the channels, in the order of `paths`. Empty: one file that says itself what it holds.
+    reading : Reading
+        How files of several dimensions are read.
     """
 
     field_id: str
     paths: tuple[str, ...]
     channels: tuple[str, ...] = ()
+    reading: Reading = Reading()
 
     def __post_init__(self) -> None:
         check_field_id(self.field_id, self.paths[0] if self.paths else "")
@@ -298,7 +301,7 @@ def _sources(files: list[_File], wanted: tuple[str, ...], renames: Mapping[str, 
 
 # %% ../../nbs/09_fields.find.ipynb #5b042cfd
 def find_fields(
-    fields: str | Path, pattern: str | None = None, channels: Sequence[str] | Mapping[str, str] | None = None
+    fields: str | Path, pattern: str | None = None, channels: Sequence[str] | Mapping[str, str] | None = None, reading: Reading | None = None
 ) -> list[FieldSource]:
     """Find the fields of a folder, of a table of paths, or of one image file.
 
@@ -313,6 +316,8 @@ def find_fields(
     channels : sequence of str, or mapping, optional
         Channels to take, by stain: ``["nucleus"]``. With words of the file names: ``{"w1": "nucleus"}`` or
         ``["w1=nucleus"]``. For files that hold several channels, their names in order.
+    reading : Reading, optional
+        How files of several dimensions are read; goes into each source.
 
     Returns
     -------
@@ -343,7 +348,8 @@ def find_fields(
                 raise _nothing(where, paths)
     except FileNotFoundError as error:
         raise FieldError(f"{error}") from None
-    return _sources(files, wanted, renames, where)
+    found = _sources(files, wanted, renames, where)
+    return [replace(source, reading=reading) for source in found] if reading else found
 
 # %% ../../nbs/09_fields.find.ipynb #43867af3
 def _nothing(where: str, paths: Sequence[str]) -> FieldError:
