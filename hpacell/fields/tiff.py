@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from .image import AGAIN, PLANES, Decoded, Numbers, Reading, check_size, kind_of_numbers, refusal, to_numbers
+from .image import AGAIN, PLANES, Decoded, Numbers, Reading, check_size, kind_of_numbers, note_orientation, refusal, to_numbers
 from .tiff_metadata import read_tiff_metadata
 
 if TYPE_CHECKING:
@@ -248,9 +248,10 @@ def _read_series(tiff: "tifffile.TiffFile", content: bytes, path: str, max_pixel
     known = stated.channels if len(stated.channels.names) == array.shape[2] - alpha else stated.channels._replace(names=(), notes=())
     sizes = ", ".join(f"{axis} {n}" for axis, n in zip(axes, series.shape, strict=True) if n > 1 or axis in "YX")
     numbers = Numbers(kind_of_numbers(array.dtype), stated.stated)
+    turned = note_orientation(page.tags[274].value if 274 in page.tags else None)
     return Decoded(
         pixels, kind, known.names if kind != "colour" else (), stated.pixel_um, alpha, numbers, sizes, known.reason,
-        (*notes, *named, *projected, *coloured, *changed, *(known.notes if kind == "channels" else ()), *stated.notes),
+        (*notes, *named, *projected, *coloured, *changed, *turned, *(known.notes if kind == "channels" else ()), *stated.notes),
     )  # fmt: skip
 
 # %% ../../nbs/08_fields.tiff.ipynb #d33c9d7c
