@@ -125,6 +125,11 @@ class Decoded:
     reason: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def opaque(self) -> np.ndarray:
+        """The pixels without a mask of opacity."""
+        return self.pixels[..., :-1] if self.alpha else self.pixels
+
 # %% ../../nbs/06_fields.image.ipynb #c47c8267
 def check_size(path: str, height: int, width: int, max_pixels: int) -> None:
     """Refuse a picture without pixels or over the limit.
