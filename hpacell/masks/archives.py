@@ -125,7 +125,7 @@ def find_coco(path: Path, target: str | None = None, images: Path | None = None)
     Raises
     ------
     FieldError
-        No COCO file, or several.
+        No COCO file, or several, or one without an image that can be used; the message says why.
     ValueError
         Not a COCO file, or no such category.
     """
@@ -137,6 +137,10 @@ def find_coco(path: Path, target: str | None = None, images: Path | None = None)
     if target is not None and category is None:
         known = ", ".join(dataset.categories.values()) or "none at all"
         raise ValueError(f"{file}: expected a category among {known}, got {target!r}: choose one as the target")
+    if not dataset.images:
+        reasons = "; ".join(problem.reason for problem in dataset.problems[:3]) or "an empty list of images"
+        more = f"; and {len(dataset.problems) - 3} more" if len(dataset.problems) > 3 else ""
+        raise refusal(str(file), "at least one image that can be used", f"none ({reasons}{more})", "correct these entries")
     base = file.parent
     folders = [images] if images else [base, base / "images", base.parent / "images"]
     pictures = _pictures_below(folders)
@@ -179,11 +183,12 @@ def _has_rows(path: Path) -> bool:
 
 # %% ../../nbs/32_masks.archives.ipynb #89ccaf9d
 def _size_of(row: dict[str, str]) -> tuple[int, int] | None:
-    """Height and width of a row, where it has them."""
+    """Height and width of a row, where it has them; 120.0 is whole."""
     try:
-        return int(row["Height"]), int(row["Width"])
+        height, width = float(row["Height"]), float(row["Width"])
     except (KeyError, ValueError):
         return None
+    return (int(height), int(width)) if height.is_integer() and width.is_integer() else None
 
 # %% ../../nbs/32_masks.archives.ipynb #dc3f2a86
 def find_rows(path: Path, target: str | None = None, images: Path | None = None) -> list[LabelledImage]:
@@ -207,7 +212,7 @@ def find_rows(path: Path, target: str | None = None, images: Path | None = None)
     Raises
     ------
     FieldError
-        No such table, or several.
+        No such table, or several, or rows of an image that differ in Height and Width.
     """
     import pandas as pd
 
@@ -220,7 +225,10 @@ def find_rows(path: Path, target: str | None = None, images: Path | None = None)
     found = []
     for image_id, rows in frame.groupby("ImageId", sort=False):
         texts = {line + 2: text for line, text in rows["EncodedPixels"].items() if text.strip()}
-        runs = KaggleRuns(tuple(texts.values()), tuple(texts), _size_of(rows.iloc[0].to_dict()))
+        sizes = {_size_of(row) for row in rows[[*{"Height", "Width"} & {*rows}]].drop_duplicates().to_dict("records")} or {None}
+        if len(sizes) > 1:
+            raise refusal(f"{file}: {image_id}", "one height and width for all rows of an image", f"{len(sizes)} sizes", "correct the columns Height and Width")
+        runs = KaggleRuns(tuple(texts.values()), tuple(texts), sizes.pop())
         name = str(image_id)
         below = [_pictures_below([folder / name / "images"]).get(name) for folder in folders] if name not in pictures else []
         chosen = pictures.get(name) or next((one for one in below if one), None)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files import read_json, write_atomic
-from .annotations import CocoAnnotation, is_id, is_whole, read_annotation
+from .annotations import CocoAnnotation, is_id, is_whole, read_annotation, whole
 from .boxes import boxes_of
 from .labels import check_labels, label_ids
 from .overlaps import Painted, paint_masks
@@ -109,6 +109,8 @@ def _read_images(entries: Any, path: str) -> tuple[dict[Any, dict], list[CocoPro
         raise ValueError(f"{path}: expected a list of images, got {type(entries).__name__}: the file is no COCO file")
     images, problems = {}, []
     for place, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            entry = {**entry, **{name: whole(entry[name]) for name in ("id", "height", "width") if name in entry}}
         image_id = entry.get("id") if isinstance(entry, dict) else None
         if not is_id(image_id):
             problems.append(CocoProblem(None, None, f"image at place {place}: expected an id, got {'none' if image_id is None else repr(image_id)[:60]}"))
@@ -132,8 +134,8 @@ def _read_annotations(entries: Any, images: dict, categories: dict[int, str], pa
     numbered = not any(isinstance(entry, dict) and "id" in entry for entry in entries)  # detections have no ids
     for place, entry in enumerate(entries):
         entry = entry if isinstance(entry, dict) else {}
-        entry = {**entry, "id": place + 1} if numbered else entry
-        own, image_id = entry.get("id"), entry.get("image_id")
+        entry = {**entry, "id": place + 1 if numbered else whole(entry.get("id"))}
+        own, image_id = entry["id"], whole(entry.get("image_id"))
         image_id = image_id if is_id(image_id) else None
         if not is_id(own):
             problems.append(CocoProblem(None, image_id, f"annotation at place {place}: expected an id, got {'none' if own is None else repr(own)[:60]}"))
@@ -161,7 +163,7 @@ def _read_categories(entries: Any) -> tuple[dict[int, str], list[CocoProblem]]:
     """Names of categories by id, and what is wrong with the others."""
     found, problems = {}, []
     for place, entry in enumerate(entries if isinstance(entries, list) else []):
-        own = entry.get("id") if isinstance(entry, dict) else None
+        own = whole(entry.get("id")) if isinstance(entry, dict) else None
         if not is_whole(own) or own in found:
             problems.append(CocoProblem(None, None, f"category at place {place}: expected an id of its own, got {own!r:.60}"))
         else:
@@ -193,7 +195,7 @@ def read_coco(path: str | Path, strict: bool = False, images: str | Path | None 
 
     Notes
     -----
-    Left out are: boxes without area, masks and boxes outside the image, empty masks, polygons of fewer than three
+    Whole numbers may be written as 120.0. Left out are: boxes without area, masks and boxes outside the image, empty masks, polygons of fewer than three
     points or of an odd number of coordinates, run lengths of another size than the image, unknown categories and
     images, and the second of two annotations with one id. A polygon that reaches over the edge is cut and reported.
 
@@ -209,6 +211,8 @@ def read_coco(path: str | Path, strict: bool = False, images: str | Path | None 
     if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
         got = ", ".join(list(content)[:6]) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected a COCO file with images and annotations, got {got or 'nothing'}: check the file")
+    if isinstance(content["annotations"], list) and any(isinstance(one, dict) and "segments_info" in one for one in content["annotations"][:1]):
+        raise ValueError(f"{path}: expected masks of single cells, got a panoptic file, whose masks lie in pictures: convert it with panopticapi's panoptic2detection_coco_format")
     categories, problems = _read_categories(content.get("categories"))
     entries, more = _read_images(content["images"], path)
     found, rest = _read_annotations(content["annotations"], entries, categories, path)

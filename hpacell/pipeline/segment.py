@@ -19,11 +19,11 @@ import pandas as pd
 
 from ..cells.segmentation import SegmentationSettings
 from ..fields.find import check_has_nucleus
-from ..fields.picture import write_png
 from ..fields.read import MAX_PIXELS, FieldSource, find_fields, read_field
 from ..feed.store import QUARANTINE_NAME
 from ..files import check_local, fingerprint, write_table
 from ..masks.labels import label_ids
+from ..masks.writers import LABEL_SUFFIXES, write_label_image
 from .engine import map_items, workers_of
 from .field import code_version
 from .segmenters import check_method, method_signature, processes_for, segmenter_of
@@ -34,7 +34,7 @@ from ..progress import progress
 def segment_source(
     source: FieldSource, out: str, method: str = "auto", border: str = "keep", max_pixels: int = MAX_PIXELS
 ) -> dict:
-    """Segment one field and write its label images.
+    """Segment one field and write its label images, as `hpacell.masks.writers.write_label_image` does.
 
     Parameters
     ----------
@@ -58,19 +58,14 @@ def segment_source(
     ------
     FieldError
         The field cannot be read.
-    ValueError
-        More cells than 16 bits can number.
     """
     field = read_field(source, max_pixels=max_pixels)
     found = segmenter_of(method)(field.image, channels=field.channels, pixel_um=field.pixel_um, border=border)
     row = {"field_id": field.field_id, "height": field.image.shape[0], "width": field.image.shape[1]}
     for kind, labels in (("nuclei", found.nuclei), ("cells", found.cells)):
         row[f"n_{kind}"] = None if labels is None else len(label_ids(labels))
-        if labels is None:
-            continue
-        if labels.max(initial=0) > 65535:
-            raise ValueError(f"{field.field_id}: expected at most 65535 {kind}, got {labels.max()}: cut the field into tiles")
-        write_png(str(Path(out) / f"{field.field_id}_{kind}.png"), labels.astype(np.uint16))
+        if labels is not None:
+            write_label_image(out, f"{field.field_id}_{kind}", labels)
     return row
 
 # %% ../../nbs/94_pipeline.segment.ipynb #201753e9
@@ -200,4 +195,4 @@ def _finished(out: Path) -> dict[str, dict]:
 def _images_are_there(out: Path, row: dict) -> bool:
     """Whether a field's label images exist."""
     kinds = ["nuclei"] if row["n_cells"] is None else ["nuclei", "cells"]
-    return all((out / f"{row['field_id']}_{kind}.png").exists() for kind in kinds)
+    return all(any((out / f"{row['field_id']}_{kind}{suffix}").exists() for suffix in LABEL_SUFFIXES) for kind in kinds)
