@@ -125,7 +125,7 @@ def clear_border(labels: np.ndarray, buffer: int = 0) -> np.ndarray:
     frame = np.concatenate([part.ravel() for part in (labels[:edge], labels[-edge:], labels[:, :edge], labels[:, -edge:])])
     touching = label_ids(frame[None])
     kept = np.where(np.isin(labels, touching), 0, labels) if len(touching) else labels.copy()
-    return kept.astype(labels.dtype if given == bool else given.newbyteorder("="), copy=False)
+    return kept.astype(labels.dtype if given.kind == "b" else given.newbyteorder("="), copy=False)
 
 # %% ../../nbs/20_masks.labels.ipynb #142c0b10
 def labels_to_masks(labels: np.ndarray) -> np.ndarray:

@@ -296,7 +296,7 @@ def _check_any(written: WrittenImages, strict: bool = False) -> None:
         first = written.problems[0]
         raise ValueError(f"expected no mistakes, got {len(written.problems)}, the first in {first['image_id']}, {first['where']}: {first['reason']}; nothing was written")
     if not written.rows:
-        first = written.problems[0]["reason"] if written.problems else "there are none"
+        first = "{image_id}: {reason}".format(**written.problems[0]) if written.problems else "there are none"
         raise FieldError(f"expected at least one good image, got {len(written.problems)} bad ones: {first}")
 
 # %% ../../nbs/32_masks.writers.ipynb #ed6f31e0
