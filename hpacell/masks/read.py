@@ -9,40 +9,37 @@ __all__ = ['check_whole', 'ReadLabels', 'read_labels', 'read_label_image', 'Read
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from ..fields.image import refusal
 from .stored import StoredNumbers, read_numbers
 
 # %% ../../nbs/30_masks.read.ipynb #6031adc6
-_SEAMS = 24  # so few are no evidence
+_FEW = 24  # steps up or down in succession that are no evidence yet
+_NOISE = 128  # single pixels that are none
 
 
-def _is_interpolated(values: np.ndarray) -> bool:
-    """Whether rows mostly reach a cell in several steps, though cells are not single pixels."""
+def _blended(values: np.ndarray) -> str:
+    """What shows that the numbers of cells were blended with others; empty where nothing does."""
+    values = values[:: max(1, len(values) // 512)]  # some rows of a large image show it
     up, down = values[:, 1:] > values[:, :-1], values[:, 1:] < values[:, :-1]
-    changes = np.count_nonzero(up) + np.count_nonzero(down)
     seams = np.count_nonzero(up[:, 1:] & up[:, :-1]) + np.count_nonzero(down[:, 1:] & down[:, :-1])
-    if seams < max(_SEAMS, changes / 4):
-        return False
-    inside = values[:, 1:] > 0
-    return np.count_nonzero(inside & ~up & ~down) > np.count_nonzero(inside) / 2
+    inside, changes = values > 0, up | down
+    beside = inside[:, :-2] | inside[:, 2:]
+    singles = np.count_nonzero(changes[:, 1:] & changes[:, :-1] & inside[:, 1:-1] & beside)
+    if seams < _FEW and singles < _NOISE:
+        return ""
+    n_inside, n_changes = np.count_nonzero(inside), np.count_nonzero(changes)
+    same = np.count_nonzero(inside[:, 1:] & ~changes)
+    if seams >= max(_FEW, n_changes / 4) and same > 0.15 * n_inside:
+        return "in-between numbers along the borders of the cells, as interpolation makes them"
+    if singles >= max(_NOISE, 0.05 * n_inside, 4 * len(np.unique(values))) and same > 0.1 * n_inside:
+        return "single pixels of other numbers upon and around the cells, as a lossy format makes them"
+    return ""
 
 
-def _is_speckled(values: np.ndarray, sizes: np.ndarray) -> bool:
-    """Whether most numbers are specks that touch other cells, beside few cells with nearly all of the pixels."""
-    ids = np.flatnonzero(sizes[1:]) + 1
-    tiny = ids[sizes[ids] < 9]
-    if len(tiny) < 10 or len(tiny) < 0.6 * len(ids) or sizes[tiny].sum() > 0.2 * sizes[ids].sum():
-        return False
-    small = np.isin(values, tiny)
-    framed = np.pad(values, 1)
-    around = [framed[1 + y : framed.shape[0] - 1 + y, 1 + x : framed.shape[1] - 1 + x] for y, x in ((0, 1), (1, 0), (0, -1), (-1, 0))]
-    touches = np.any([(other > 0) & (other != values) for other in around], axis=0)
-    return bool(np.count_nonzero(small & touches) > 0.8 * np.count_nonzero(small))
-
-
-def check_whole(values: np.ndarray, path: str, sizes: np.ndarray | None = None) -> None:
+def check_whole(values: np.ndarray, path: str) -> None:
     """Refuse a label image whose numbers were blended with one another.
 
     Parameters
@@ -51,32 +48,26 @@ def check_whole(values: np.ndarray, path: str, sizes: np.ndarray | None = None) 
         Numbers from 0.
     path : str
         The file, for the message.
-    sizes : (N,) int array, optional
-        Pixels of each number, where they have been counted.
 
     Raises
     ------
     FieldError
-        In-between numbers along the borders of cells, or specks of other numbers on them.
+        In-between numbers along the borders of cells, or scattered pixels of other numbers on them.
     """
-    if _is_interpolated(values):
-        got = "in-between numbers along the borders of the cells, as interpolation makes them"
-        raise refusal(path, "one number for each cell", got, "resize and save the label image with nearest neighbour, without smoothing")
-    if sizes is not None and _is_speckled(values, sizes):
-        n = np.count_nonzero(sizes[1:])
-        got = f"{n} numbers, most of them specks upon a few cells, as a lossy format or a filter makes them"
-        raise refusal(path, "one number for each cell", got, "save the label image again from its source, in a lossless format")
+    got = _blended(values)
+    if got:
+        remedy = "make the label image again from its source: resized with nearest neighbour, not smoothed, in a lossless format"
+        raise refusal(path, "one number for each cell", got, remedy)
 
 # %% ../../nbs/30_masks.read.ipynb #015c00ca
 def _grey(stored: StoredNumbers, path: str) -> np.ndarray:
     """The one number a pixel, (H, W)."""
     values = stored.values
-    if stored.alpha is not None and (values[stored.alpha == 0] != 0).any():
+    grey = values[..., 0] if values.ndim == 3 and values.shape[2] in (1, 3) and (values == values[..., :1]).all() else values
+    if grey.ndim == 2 and stored.alpha is not None and (grey[stored.alpha == 0] != 0).any():
         raise refusal(path, "a label image without transparency", "numbers under transparent pixels", "save it without an alpha channel")
-    if values.ndim == 2:
-        return values
-    if values.shape[2] in (1, 3) and (values == values[..., :1]).all():
-        return values[..., 0]
+    if grey.ndim == 2:
+        return grey
     remedy = (
         "save the label image, not its coloured picture; where colours stand for numbers, such as red + 256 green + 65536 blue, "
         "save these numbers as a 32-bit TIFF"
@@ -113,15 +104,14 @@ class ReadLabels(NamedTuple):
     notes: tuple[str, ...] = ()  # sentences
 
 
-def _notes(labels: np.ndarray, sizes: np.ndarray | None, palette: bool) -> tuple[str, ...]:
+def _notes(labels: np.ndarray, palette: bool) -> tuple[str, ...]:
     """What a person should know about how the numbers were taken."""
     notes = ["the image has a palette: its indexes were taken as the numbers of the cells, its colours were not"] if palette else []
-    ids = np.flatnonzero(sizes[1:]) + 1 if sizes is not None else np.unique(labels)[1:]
-    if len(ids) > 1 and ids[-1] in (255, 65535) and ids[-2] < ids[-1] // 2:
-        notes.append(f"number {ids[-1]} was taken as a cell: where it means unknown or to be ignored, set it to 0 first")
-    if len(ids) == 1:
-        import cv2
-
+    top, some = int(labels.max(initial=0)), labels[:: max(1, len(labels) // 64)]
+    below = int(labels[labels < top].max(initial=0)) if top in (255, 65535) else 0
+    if 0 < below < top // 2:
+        notes.append(f"number {top} was taken as a cell: where it means unknown or to be ignored, set it to 0 first")
+    if top and all(((rows == 0) | (rows == top)).all() for rows in (some, labels)):
         pieces = cv2.connectedComponents((labels > 0).view(np.uint8), connectivity=8)[0] - 1
         if pieces > 1:
             notes.append("the image has one number in pieces that lie apart: counted as one cell; number them first if each is a cell (scipy.ndimage.label)")
@@ -154,9 +144,8 @@ def read_labels(path: str | Path) -> ReadLabels:
         raise refusal(path, "a label image in a lossless format", f"{stored.lossy}, which changes the numbers", "save it again from its source as PNG or TIFF without lossy compression")
     values = _checked(_grey(stored, path), path)
     labels = np.ascontiguousarray(values.astype(np.int32))
-    sizes = np.bincount(labels.ravel()) if labels.max(initial=0) <= max(65535, 4 * labels.size) else None
-    check_whole(values, path, sizes)
-    return ReadLabels(labels, _notes(labels, sizes, stored.palette))
+    check_whole(values, path)
+    return ReadLabels(labels, _notes(labels, stored.palette))
 
 
 def read_label_image(path: str | Path) -> np.ndarray:

@@ -7,6 +7,7 @@ __all__ = ['StoredNumbers', 'read_numbers']
 
 # %% ../../nbs/29_masks.stored.ipynb #ebea56f0
 import io
+import math
 import re
 import zlib
 from pathlib import Path
@@ -29,7 +30,7 @@ class StoredNumbers(NamedTuple):
     palette: bool = False  # whether the values are indexes of colours
 
 # %% ../../nbs/29_masks.stored.ipynb #4b865bc6
-_EXACT = {1, 2, 3, 4, 5, 8, 32771, 32773, 32946, 34925, 34926, 50000}  # none, CCITT, LZW, Deflate, PackBits, LZMA, Zstd
+_EXACT = {1, 2, 3, 4, 5, 8, 32771, 32773, 32946, 34925, 34926, 34933, 50000}  # none, CCITT, LZW, Deflate, PackBits, LZMA, PNG, Zstd
 
 
 def _jpeg_is_exact(data: bytes) -> bool:
@@ -71,7 +72,9 @@ def _lossy_tiff(page, content: bytes) -> str:
     kind = int(page.compression)
     if kind in _EXACT:
         return ""
-    name, is_exact = _FORMS.get(kind, (getattr(page.compression, "name", str(kind)), lambda data: False))
+    if kind not in _FORMS:
+        return f"{getattr(page.compression, 'name', kind)} inside TIFF, perhaps with loss"
+    name, is_exact = _FORMS[kind]
     parts = (content[start : start + n] for start, n in zip(page.dataoffsets, page.databytecounts, strict=False) if n)
     return "" if all(map(is_exact, parts)) else f"{name} inside TIFF"
 
@@ -84,7 +87,7 @@ def _one_page(file, path: str):
         n = max(1, file.series[0].size // max(1, pages[0].size))
     if n != 1:
         remedy = "save the plane with the label image alone; of one cell a page, each page as a file in <id>/masks/ beside <id>/images/"
-        raise refusal(path, "one label image", f"{n} pages", remedy)
+        raise refusal(path, "one label image or mask", f"{n} pages", remedy)
     return pages[0]
 
 
@@ -98,6 +101,9 @@ def _tiff_numbers(content: bytes, path: str) -> StoredNumbers:
         whole = max((start + n for start, n in zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
         if not whole or whole > len(content):
             raise refusal(path, "a whole TIFF", f"{len(content):,} of {whole:,} bytes", AGAIN)
+        parts = math.prod(page.chunked)
+        if page.compression != 1 and len(page.dataoffsets) < parts:
+            raise refusal(path, f"a TIFF with all of its {parts} strips or tiles", str(len(page.dataoffsets)), AGAIN)
         values, axes = page.asarray(), page.axes
         lossy, opacity = _lossy_tiff(page, content), [int(sample) for sample in page.extrasamples]
         values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values
@@ -121,7 +127,8 @@ def _png_numbers(content: bytes, path: str) -> StoredNumbers:
         return StoredNumbers(pixels[..., 0], pixels[..., 1])
     if colours in (2, 6):
         return StoredNumbers(pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 else None)
-    return StoredNumbers(pixels[..., 0] > 0 if depth == 1 else pixels[..., 0] // {2: 85, 4: 17}.get(depth, 1))
+    grey = pixels[..., 0]
+    return StoredNumbers(grey if depth > 4 else grey > 0 if depth == 1 else grey // {2: 85, 4: 17}[depth])
 
 
 def _pnm_scale(content: bytes) -> tuple[int, int]:
@@ -160,8 +167,11 @@ def _palette_numbers(image, path: str) -> StoredNumbers:
     if greys and (colours[used, 0] == 0).any():
         return StoredNumbers(colours[:, 0].astype(np.uint8)[indexes])
     black = used[(colours[used] == 0).all(axis=1)]
-    if len(black) and 0 not in used:
-        raise refusal(path, "a palette whose number 0 is the background", f"black as number {black[0]}", "save the label image with 0 as background")
+    often = int(np.bincount(indexes.ravel()).argmax())
+    # Black or most frequent: then number 0 is the background. Programs that reduce colours number them in any order.
+    if colours[0].any() and (len(black) or often != 0):
+        got = f"colour {colours[0].tolist()} for it, and number {black[0] if len(black) else often} as the likely background"
+        raise refusal(path, "a palette whose number 0 is the background", got, "save the label image with 0 as background")
     return StoredNumbers(indexes, palette=True)
 
 # %% ../../nbs/29_masks.stored.ipynb #6999b809
