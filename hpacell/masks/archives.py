@@ -138,9 +138,11 @@ def find_coco(path: Path, target: str | None = None, images: Path | None = None)
         known = ", ".join(dataset.categories.values()) or "none at all"
         raise ValueError(f"{file}: expected a category among {known}, got {target!r}: choose one as the target")
     if not dataset.images:
-        reasons = "; ".join(problem.reason for problem in dataset.problems[:3]) or "an empty list of images"
-        more = f"; and {len(dataset.problems) - 3} more" if len(dataset.problems) > 3 else ""
-        raise refusal(str(file), "at least one image that can be used", f"none ({reasons}{more})", "correct these entries")
+        bad = [problem for problem in dataset.problems if problem.annotation_id is None]
+        reasons = [problem.reason if problem.image_id is None else f"image {problem.image_id}: {problem.reason}" for problem in bad[:3]]
+        more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
+        got = f"none ({'; '.join([*reasons, *more]) or 'its list of images is empty'})"
+        raise refusal(str(file), "at least one image that can be used", got, "correct these entries")
     base = file.parent
     folders = [images] if images else [base, base / "images", base.parent / "images"]
     pictures = _pictures_below(folders)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files import read_json, write_atomic
-from .annotations import CocoAnnotation, is_id, is_whole, read_annotation, whole
+from .annotations import CocoAnnotation, is_id, is_whole, read_annotation, whole, whole_or_text
 from .boxes import boxes_of
 from .labels import check_labels, label_ids
 from .overlaps import Painted, paint_masks
@@ -117,7 +117,7 @@ def _read_images(entries: Any, path: str) -> tuple[dict[Any, dict], list[CocoPro
         elif image_id in images:
             problems.append(CocoProblem(None, image_id, "expected each image id once, got it again: the second image is left out"))
         elif not (is_whole(entry.get("height"), 1) and is_whole(entry.get("width"), 1) and entry["height"] * entry["width"] <= MAX_MASK_PIXELS):
-            problems.append(CocoProblem(None, image_id, f"expected height and width in pixels, got {entry.get('height')!r} and {entry.get('width')!r}"))
+            problems.append(CocoProblem(None, image_id, f"expected height and width in pixels, got {entry.get('height')!r:.30} and {entry.get('width')!r:.30}"))
         elif not isinstance(entry.get("file_name", ""), str):
             problems.append(CocoProblem(None, image_id, f"expected a file_name, got {entry['file_name']!r:.60}"))
         else:
@@ -125,6 +125,12 @@ def _read_images(entries: Any, path: str) -> tuple[dict[Any, dict], list[CocoPro
     return images, problems
 
 # %% ../../nbs/26_masks.coco.ipynb #b9970b52
+def _same_id(own: int | str, known: dict) -> int | str:
+    """An id as the file's images have it, where one writes 1 and the other "1"."""
+    other = str(own) if isinstance(own, int) else int(own) if own.isdecimal() and own == str(int(own)) else own
+    return other if own not in known and other in known else own
+
+# %% ../../nbs/26_masks.coco.ipynb #2698fadc
 def _read_annotations(entries: Any, images: dict, categories: dict[int, str], path: str) -> tuple[dict[Any, list], list[CocoProblem]]:
     """Sound annotations by image, and what is wrong with the others."""
     if not isinstance(entries, list):
@@ -136,7 +142,7 @@ def _read_annotations(entries: Any, images: dict, categories: dict[int, str], pa
         entry = entry if isinstance(entry, dict) else {}
         entry = {**entry, "id": place + 1 if numbered else whole(entry.get("id"))}
         own, image_id = entry["id"], whole(entry.get("image_id"))
-        image_id = image_id if is_id(image_id) else None
+        image_id = _same_id(image_id, images) if is_id(image_id) else None
         if not is_id(own):
             problems.append(CocoProblem(None, image_id, f"annotation at place {place}: expected an id, got {'none' if own is None else repr(own)[:60]}"))
             continue
@@ -158,12 +164,12 @@ def _read_annotations(entries: Any, images: dict, categories: dict[int, str], pa
             problems.append(CocoProblem(own, image_id, changed, left_out=False))
     return found, problems
 
-# %% ../../nbs/26_masks.coco.ipynb #2698fadc
+# %% ../../nbs/26_masks.coco.ipynb #0a56b079
 def _read_categories(entries: Any) -> tuple[dict[int, str], list[CocoProblem]]:
     """Names of categories by id, and what is wrong with the others."""
     found, problems = {}, []
     for place, entry in enumerate(entries if isinstance(entries, list) else []):
-        own = whole(entry.get("id")) if isinstance(entry, dict) else None
+        own = whole_or_text(entry.get("id")) if isinstance(entry, dict) else None
         if not is_whole(own) or own in found:
             problems.append(CocoProblem(None, None, f"category at place {place}: expected an id of its own, got {own!r:.60}"))
         else:

@@ -42,7 +42,9 @@ def check_labels(labels: np.ndarray, name: str = "labels") -> np.ndarray:
     if labels.dtype == bool:
         return labels.astype(np.uint8)
     if labels.dtype.kind not in "ui":
-        raise ValueError(f"expected {name} of integers, got {labels.dtype}: a label image counts cells, convert it with astype(int)")
+        whole = labels.dtype.kind == "f" and bool((np.isfinite(labels) & (labels == np.rint(labels))).all())
+        remedy = "convert it with astype(int)" if whole else "of a map, number the objects first, as scipy.ndimage.label does"
+        raise ValueError(f"expected {name} of integers, got {labels.dtype}: a label image counts cells; {remedy}")
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         raise ValueError(f"expected {name} from 0, got {labels.min()}: 0 is the background, cells have positive numbers")
     if labels.dtype.kind == "u" and labels.dtype.itemsize == 8:
