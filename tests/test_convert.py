@@ -179,7 +179,7 @@ def many(folder, n=70_000):
 
 
 def test_more_cells_than_16_bits_number(tmp_path, capsys):
-    labels = many(tmp_path / "in")
+    many(tmp_path / "in")
     assert main(["convert", str(tmp_path / "in"), str(tmp_path / "ctc"), "--to", "ctc"]) == 1
     shown = capsys.readouterr()
     assert "1 image with 2 cells" in shown.out and "expected at most 65535 cells" in shown.err and "write layout labels or coco" in shown.err
@@ -187,10 +187,14 @@ def test_more_cells_than_16_bits_number(tmp_path, capsys):
     assert one.read_truth().labels.tolist() == [[1, 0, 2]]
     assert pd.read_csv(tmp_path / "ctc" / "index.csv")["n_cells"].tolist() == [2]
     assert pd.read_csv(tmp_path / "ctc" / "problems.csv")["image_id"].tolist() == ["a"]
-    for layout in ("labels", "coco"):
-        report = convert_labelled(tmp_path / "in", tmp_path / layout, to=layout)
-        assert report.images["n_cells"].tolist() == [70_000, 2] and not len(report.problems)
-        np.testing.assert_array_equal(find_labelled(tmp_path / layout)[0].read_truth().labels, labels)
+
+
+@pytest.mark.parametrize("layout", ["labels", pytest.param("coco", marks=pytest.mark.slow), pytest.param("dsb2018_csv", marks=pytest.mark.slow)])
+def test_layouts_that_number_any_number_of_cells(tmp_path, layout):
+    labels = many(tmp_path / "in")
+    report = convert_labelled(tmp_path / "in", tmp_path / "out", to=layout)
+    assert report.images["n_cells"].tolist() == [70_000, 2] and not len(report.problems)
+    np.testing.assert_array_equal(find_labelled(tmp_path / "out")[0].read_truth().labels, labels)
 
 
 def test_just_as_many_cells_as_16_bits_number(tmp_path):

@@ -356,3 +356,36 @@ def test_masks_of_tissue_hold_0_1_and_255(tmp_path):
         write_png(mask, pixels)
         with pytest.raises(FieldError, match=said):
             find_tissue_images(tmp_path)[0].read()
+
+
+def test_true_cells_in_a_tiff_of_32_bits(tmp_path):
+    import pandas as pd
+
+    from hpacell.cells.measurements import measure_cells
+    from hpacell.masks.writers import write_label_image
+    from hpacell.metrics.truth import true_labels
+    from hpacell.pipeline.plan import check_truth
+
+    labels = LABELS.astype(np.int32) + 70_000 * (LABELS > 0)
+    cells = measure_cells(np.zeros((120, 160, 1), np.uint8), LABELS, channels=("nucleus",), field_id="a")
+    pd.DataFrame({"field_id": "a", "cell_id": np.arange(70_001, 70_005), "labels": list("wxyz")}).to_csv(tmp_path / "cells.csv", index=False)
+    assert write_label_image(tmp_path, "a_cells", labels) == "a_cells.tif"
+    check_truth(tmp_path, ["a"])
+    assert true_labels(cells, tmp_path).tolist() == list("wxyz")
+    (tmp_path / "a_cells.tif").unlink()
+    Image.fromarray(WIDE).save(tmp_path / "a_cells.png", "JPEG")
+    with pytest.raises(ValueError, match=r"a_cells\.png: expected a label image in a lossless format"):
+        true_labels(cells, tmp_path)
+
+
+def test_written_label_images_are_read_back(tmp_path):
+    from hpacell.masks.writers import write_label_image
+
+    for top, name in ((255, "a.png"), (65_535, "a.png"), (65_536, "a.tif"), (2**31 - 1, "a.tif"), (7, "a.png")):
+        for dtype in (np.int32, np.int64, np.uint64):
+            labels = np.array([0, 1, 2, 3, top], dtype)[LABELS]
+            assert write_label_image(tmp_path, "a", labels) == name
+            assert [path.name for path in tmp_path.iterdir()] == [name]
+            np.testing.assert_array_equal(read_label_image(tmp_path / name), labels)
+    with pytest.raises(ValueError, match="up to 4294967295"):
+        write_label_image(tmp_path, "a", np.array([[2**32]]))
