@@ -198,6 +198,7 @@ def test_what_was_assumed_is_said(tmp_path):
     contents = {
         "palette": (WHOLE["png, palette"], "indexes were taken"),
         "unknown": (pillow(np.where(ROWS < 3, np.uint8(255), LABELS), "PNG"), "number 255 was taken as a cell"),
+        "no background": (pillow(LABELS + np.uint8(1), "PNG"), "no pixel is 0, and number 1 covers most"),
         "pieces": (pillow(255 * (LABELS > 0).astype(np.uint8), "PNG"), "one number in pieces"),
     }
     for name, (content, said) in contents.items():

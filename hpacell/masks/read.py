@@ -111,6 +111,9 @@ def _notes(labels: np.ndarray, palette: bool) -> tuple[str, ...]:
     below = int(labels[labels < top].max(initial=0)) if top in (255, 65535) else 0
     if 0 < below < top // 2:
         notes.append(f"number {top} was taken as a cell: where it means unknown or to be ignored, set it to 0 first")
+    if top and labels.min() > 0 and (often := np.unique(labels, return_counts=True))[1].max() > labels.size / 2:
+        most = often[0][often[1].argmax()]
+        notes.append(f"no pixel is 0, and number {most} covers most of the picture: counted as a cell; where it is the background, set it to 0 first")
     if top and all(((rows == 0) | (rows == top)).all() for rows in (some, labels)):
         pieces = cv2.connectedComponents((labels > 0).view(np.uint8), connectivity=8)[0] - 1
         if pieces > 1:
@@ -130,8 +133,8 @@ def read_labels(path: str | Path) -> ReadLabels:
     Returns
     -------
     ReadLabels
-        Label image (H, W) int32, and sentences: an image with a palette, with one number in pieces apart, or with 255
-        as a number that stands apart from the others.
+        Label image (H, W) int32, and sentences: an image with a palette, with one number in pieces apart, with 255
+        as a number that stands apart from the others, or without background.
 
     Raises
     ------
