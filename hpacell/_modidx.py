@@ -1350,6 +1350,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'hpacell/masks/archives.py'),
                                         'hpacell.masks.archives._names_annotations': ( 'masks.archives.html#_names_annotations',
                                                                                        'hpacell/masks/archives.py'),
+                                        'hpacell.masks.archives._one_size': ('masks.archives.html#_one_size', 'hpacell/masks/archives.py'),
                                         'hpacell.masks.archives._pictures_below': ( 'masks.archives.html#_pictures_below',
                                                                                     'hpacell/masks/archives.py'),
                                         'hpacell.masks.archives._size_of': ('masks.archives.html#_size_of', 'hpacell/masks/archives.py'),

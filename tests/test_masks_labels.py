@@ -179,6 +179,6 @@ def test_the_remedies_for_arrays_exist():
     with pytest.raises(ValueError, match=r"convert it with astype\(int\)"):
         check_labels(IDS.astype(float))
     for bad in (IDS * 0.5, np.where(IDS, IDS, np.nan)):
-        with pytest.raises(ValueError, match=r"number the objects first, as scipy\.ndimage\.label does"):
+        with pytest.raises(ValueError, match=r"number the objects first \(scipy\.ndimage\.label\)"):
             check_labels(bad)
     assert clear_border(IDS.astype(np.uint64)).dtype == np.uint64

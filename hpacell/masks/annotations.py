@@ -218,7 +218,8 @@ def read_annotation(entry: dict, image: dict, categories: dict[int, str]) -> tup
     if crowd not in (0, 1):
         raise ValueError(f"expected iscrowd 0 or 1, got {crowd!r:.60}")
     if is_whole(label, 2**31):
-        changed = "; ".join(filter(None, (changed, f"its label {label} is over 2147483647: the cells of the image are numbered in their order")))
+        renumbered = f"its label {label} is over 2147483647: the cells of the image are numbered in their order"
+        changed = "; ".join(filter(None, (changed, renumbered)))
     return CocoAnnotation(
         entry["id"], category, counts, box or around, float(area) if _is_number(area) and area > 0 else float(pixels), bool(crowd),
         float(entry["score"]) if _is_number(entry.get("score")) else None, label if is_whole(label, 1) and label < 2**31 else None,

@@ -117,7 +117,8 @@ def _read_images(entries: Any, path: str) -> tuple[dict[Any, dict], list[CocoPro
         elif image_id in images:
             problems.append(CocoProblem(None, image_id, "expected each image id once, got it again: the second image is left out"))
         elif not (is_whole(entry.get("height"), 1) and is_whole(entry.get("width"), 1) and entry["height"] * entry["width"] <= MAX_MASK_PIXELS):
-            problems.append(CocoProblem(None, image_id, f"expected height and width in pixels, got {entry.get('height')!r:.30} and {entry.get('width')!r:.30}"))
+            got = f"{entry.get('height')!r:.30} and {entry.get('width')!r:.30}"
+            problems.append(CocoProblem(None, image_id, f"expected height and width in pixels, got {got}"))
         elif not isinstance(entry.get("file_name", ""), str):
             problems.append(CocoProblem(None, image_id, f"expected a file_name, got {entry['file_name']!r:.60}"))
         else:
@@ -201,8 +202,8 @@ def read_coco(path: str | Path, strict: bool = False, images: str | Path | None 
 
     Notes
     -----
-    Whole numbers may be written as 120.0. Left out are: boxes without area, masks and boxes outside the image, empty masks, polygons of fewer than three
-    points or of an odd number of coordinates, run lengths of another size than the image, unknown categories and
+    Whole numbers may be written as 120.0. Left out are: boxes without area, masks and boxes outside the image, empty
+    masks, polygons of fewer than three points or of an odd number of coordinates, run lengths of another size than the image, unknown categories and
     images, and the second of two annotations with one id. A polygon that reaches over the edge is cut and reported.
 
     Source
@@ -217,8 +218,10 @@ def read_coco(path: str | Path, strict: bool = False, images: str | Path | None 
     if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
         got = ", ".join(list(content)[:6]) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected a COCO file with images and annotations, got {got or 'nothing'}: check the file")
-    if isinstance(content["annotations"], list) and any(isinstance(one, dict) and "segments_info" in one for one in content["annotations"][:1]):
-        raise ValueError(f"{path}: expected masks of single cells, got a panoptic file, whose masks lie in pictures: convert it with panopticapi's panoptic2detection_coco_format")
+    first = content["annotations"][0] if isinstance(content["annotations"], list) and content["annotations"] else None
+    if isinstance(first, dict) and "segments_info" in first:
+        remedy = "convert it with panopticapi's panoptic2detection_coco_format"
+        raise ValueError(f"{path}: expected masks of single cells, got a panoptic file, whose masks lie in pictures: {remedy}")
     categories, problems = _read_categories(content.get("categories"))
     entries, more = _read_images(content["images"], path)
     found, rest = _read_annotations(content["annotations"], entries, categories, path)

@@ -121,7 +121,9 @@ class _Mask(NamedTuple):
         return self._replace(counts=pack_counts(counts[1:] if counts[0] == 0 and len(counts) > 1 else np.r_[0, counts]))
 
 
-def _read_masks(paths: Sequence[str], shape: tuple[int, int] | None) -> tuple[list[_Mask], tuple[int, int] | None, list[tuple[str, str]]]:
+def _read_masks(
+    paths: Sequence[str], shape: tuple[int, int] | None
+) -> tuple[list[_Mask], tuple[int, int] | None, list[tuple[str, str]]]:
     """Masks of one size, that size, and the bad files with what is wrong."""
     masks, problems = [], []
     for path in paths:
@@ -133,7 +135,8 @@ def _read_masks(paths: Sequence[str], shape: tuple[int, int] | None) -> tuple[li
             continue
         shape = read.inside.shape if shape is None else shape
         if read.inside.shape != tuple(shape):
-            problems.append((name, f"left out: expected {_size_text(shape)} pixels as the image has, got {_size_text(read.inside.shape)}{_swapped(read.inside.shape, shape)}"))
+            got = f"{_size_text(read.inside.shape)}{_swapped(read.inside.shape, shape)}"
+            problems.append((name, f"left out: expected {_size_text(shape)} pixels as the image has, got {got}"))
         else:
             masks.append(_Mask(name, encode_rle(read.inside)["counts"], read.white_is_zero, read.notes))
     return masks, shape, problems
@@ -147,7 +150,8 @@ def _settle_white(masks: Sequence[_Mask], n_pixels: int) -> tuple[list[_Mask], l
     share = sum(one.area() for one in doubtful) / (len(doubtful) * n_pixels)
     settled = [one.inverted() if one.white_is_zero and share > 0.5 else one for one in masks]
     if len(doubtful) == 1 and 0.25 < share < 0.75:
-        return settled, ["a white-is-zero TIFF of one cell was read so that the cell is the smaller part: compare it with its image"]
+        note = "a white-is-zero TIFF of one cell was read so that the cell is the smaller part: compare it with its image"
+        return settled, [note]
     return settled, []
 
 
@@ -156,8 +160,10 @@ def _check_cover(masks: Sequence[_Mask], n_pixels: int, where: str) -> list[str]
     large = [one for one in masks if n_pixels / 2 < one.area() < n_pixels]
     if len(large) == len(masks) > 1:
         got = f"{len(masks)} masks of which each covers more than half of the picture"
-        raise refusal(where, "masks in which the cell is white", got, "invert them, so that the cell is white and all else black")
-    return [f"a mask covers {100 * one.area() // n_pixels} % of the picture ({one.name}): if the cell is black there, invert it" for one in large]
+        remedy = "invert them, so that the cell is white and all else black"
+        raise refusal(where, "masks in which the cell is white", got, remedy)
+    shares = [(one.name, 100 * one.area() // n_pixels) for one in large]
+    return [f"a mask covers {share} % of the picture ({name}): if the cell is black there, invert it" for name, share in shares]
 
 # %% ../../nbs/31_masks.labelled.ipynb #de1ab522
 @dataclass(frozen=True)
@@ -192,7 +198,8 @@ class KaggleRuns:
         counts, names, problems = [], [], []
         if None not in (shape, self.shape) and tuple(shape) != tuple(self.shape):
             got = f"an image of {_size_text(shape)}{_swapped(shape, self.shape)}"
-            raise FieldError(f"expected an image of {_size_text(self.shape)} as the table states, got {got}: correct Height and Width, or the image")
+            wanted = f"an image of {_size_text(self.shape)} as the table states"
+            raise FieldError(f"expected {wanted}, got {got}: correct Height and Width, or the image")
         shape = self.shape if shape is None else shape
         if shape is None:
             raise FieldError("expected the size of the image, got a table without columns Height and Width: give the folder of the images")
@@ -264,7 +271,8 @@ class LabelledImage:
         truth = self.read_truth(image.shape[:2])
         if truth.labels.shape != image.shape[:2]:
             there = f"an image of {_size_text(image.shape)} and labels of {_size_text(truth.labels.shape)}"
-            remedy = "height and width are exchanged: transpose the labels" if truth.labels.T.shape == image.shape[:2] else "check that they belong together"
+            exchanged = truth.labels.T.shape == image.shape[:2]
+            remedy = "height and width are exchanged: transpose the labels" if exchanged else "check that they belong together"
             raise refusal(self.paths[0], "labels of the size of the image", there, remedy)
         return image, truth
 

@@ -43,13 +43,13 @@ def check_labels(labels: np.ndarray, name: str = "labels") -> np.ndarray:
         return labels.astype(np.uint8)
     if labels.dtype.kind not in "ui":
         whole = labels.dtype.kind == "f" and bool((np.isfinite(labels) & (labels == np.rint(labels))).all())
-        remedy = "convert it with astype(int)" if whole else "of a map, number the objects first, as scipy.ndimage.label does"
+        remedy = "convert it with astype(int)" if whole else "of a map, number the objects first (scipy.ndimage.label)"
         raise ValueError(f"expected {name} of integers, got {labels.dtype}: a label image counts cells; {remedy}")
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         raise ValueError(f"expected {name} from 0, got {labels.min()}: 0 is the background, cells have positive numbers")
     if labels.dtype.kind == "u" and labels.dtype.itemsize == 8:
         if labels.max(initial=0) > GREATEST_ID:
-            remedy = "number the objects anew: np.unique(labels, return_inverse=True)[1].reshape(labels.shape), if 0 occurs in it"
+            remedy = "number the objects anew: np.unique(labels, return_inverse=True)[1].reshape(labels.shape), if 0 occurs"
             raise ValueError(f"expected {name} up to {GREATEST_ID}, got {labels.max()}: {remedy}")
         return labels.astype(np.int64)
     return labels.astype(labels.dtype.newbyteorder("="), copy=False)

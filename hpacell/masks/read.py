@@ -56,21 +56,23 @@ def check_whole(values: np.ndarray, path: str) -> None:
     """
     got = _blended(values)
     if got:
-        remedy = "make the label image again from its source: resized with nearest neighbour, not smoothed, in a lossless format"
+        remedy = "make the label image again from its source: resized with nearest neighbour, in a lossless format"
         raise refusal(path, "one number for each cell", got, remedy)
 
 # %% ../../nbs/30_masks.read.ipynb #015c00ca
 def _grey(stored: StoredNumbers, path: str) -> np.ndarray:
     """The one number a pixel, (H, W)."""
     values = stored.values
-    grey = values[..., 0] if values.ndim == 3 and values.shape[2] in (1, 3) and (values == values[..., :1]).all() else values
+    same = values.ndim == 3 and values.shape[2] in (1, 3) and (values == values[..., :1]).all()
+    grey = values[..., 0] if same else values
     if grey.ndim == 2 and stored.alpha is not None and (grey[stored.alpha == 0] != 0).any():
-        raise refusal(path, "a label image without transparency", "numbers under transparent pixels", "save it without an alpha channel")
+        remedy = "save it without an alpha channel"
+        raise refusal(path, "a label image without transparency", "numbers under transparent pixels", remedy)
     if grey.ndim == 2:
         return grey
     remedy = (
-        "save the label image, not its coloured picture; where colours stand for numbers, such as red + 256 green + 65536 blue, "
-        "save these numbers as a 32-bit TIFF"
+        "save the label image, not its coloured picture; where colours stand for numbers, such as "
+        "red + 256 green + 65536 blue, save these numbers as a 32-bit TIFF"
     )
     raise refusal(path, "one number a pixel", f"colours {values.shape}", remedy)
 
@@ -87,10 +89,13 @@ def _checked(values: np.ndarray, path: str) -> np.ndarray:
             raise refusal(path, "whole numbers", got, "save the label image, not a probability map; background is 0")
         exact = 2 ** (np.finfo(values.dtype).nmant + 1)
         if values.max() > exact:
-            raise refusal(path, f"numbers up to {exact}, which {values.dtype} tells apart", f"{values.max():.0f}", "relabel the image, or save it as a 32-bit TIFF of whole numbers")
+            remedy = "relabel the image, or save it as a 32-bit TIFF of whole numbers"
+            wanted = f"numbers up to {exact}, which {values.dtype} tells apart"
+            raise refusal(path, wanted, f"{values.max():.0f}", remedy)
     low, high = values.min(), values.max()
     if low < 0:
-        raise refusal(path, "numbers from 0 to 2147483647", f"{low:.0f} to {high:.0f}", "set what is background or not to be counted to 0")
+        remedy = "set what is background or not to be counted to 0"
+        raise refusal(path, "numbers from 0 to 2147483647", f"{low:.0f} to {high:.0f}", remedy)
     if high > 2**31 - 1:
         remedy = "relabel the image, as hpacell.masks.labels.relabel does, and save it as a 32-bit TIFF"
         raise refusal(path, "numbers from 0 to 2147483647", f"{int(low)} to {int(high)}", remedy)
@@ -106,18 +111,20 @@ class ReadLabels(NamedTuple):
 
 def _notes(labels: np.ndarray, palette: bool) -> tuple[str, ...]:
     """What a person should know about how the numbers were taken."""
-    notes = ["the image has a palette: its indexes were taken as the numbers of the cells, its colours were not"] if palette else []
+    notes = ["the image has a palette: its indexes were taken as the numbers of the cells"] if palette else []
     top, some = int(labels.max(initial=0)), labels[:: max(1, len(labels) // 64)]
     below = int(labels[labels < top].max(initial=0)) if top in (255, 65535) else 0
     if 0 < below < top // 2:
         notes.append(f"number {top} was taken as a cell: where it means unknown or to be ignored, set it to 0 first")
     if top and labels.min() > 0 and (often := np.unique(labels, return_counts=True))[1].max() > labels.size / 2:
         most = often[0][often[1].argmax()]
-        notes.append(f"no pixel is 0, and number {most} covers most of the picture: counted as a cell; where it is the background, set it to 0 first")
+        note = f"no pixel is 0, and number {most} covers most of the picture: counted as a cell"
+        notes.append(f"{note}; where it is the background, set it to 0 first")
     if top and all(((rows == 0) | (rows == top)).all() for rows in (some, labels)):
         pieces = cv2.connectedComponents((labels > 0).view(np.uint8), connectivity=8)[0] - 1
         if pieces > 1:
-            notes.append("the image has one number in pieces that lie apart: counted as one cell; number them first if each is a cell (scipy.ndimage.label)")
+            note = "the image has one number in pieces that lie apart: counted as one cell"
+            notes.append(f"{note}; number them first if each is a cell (scipy.ndimage.label)")
     return tuple(notes)
 
 
@@ -144,7 +151,8 @@ def read_labels(path: str | Path) -> ReadLabels:
     path = str(path)
     stored = read_numbers(path)
     if stored.lossy:
-        raise refusal(path, "a label image in a lossless format", f"{stored.lossy}, which changes the numbers", "save it again from its source as PNG or TIFF without lossy compression")
+        remedy = "save it again from its source as PNG or TIFF without lossy compression"
+        raise refusal(path, "a label image in a lossless format", f"{stored.lossy}, which changes the numbers", remedy)
     values = _checked(_grey(stored, path), path)
     labels = np.ascontiguousarray(values.astype(np.int32))
     check_whole(values, path)
@@ -167,8 +175,8 @@ def read_label_image(path: str | Path) -> np.ndarray:
     Raises
     ------
     FieldError
-        No image, a lossy format, colours, several pages, fractions, negative numbers, numbers over 2147483647, or numbers
-        that interpolation or a lossy format has blended; names the file.
+        No image, a lossy format, colours, several pages, fractions, negative numbers, numbers over 2147483647, or
+        numbers that interpolation or a lossy format has blended; names the file.
     """
     return read_labels(path).labels
 
@@ -190,20 +198,26 @@ def _opacity_or_grey(stored: StoredNumbers, path: str) -> tuple[np.ndarray, bool
     if (values == values.flat[0]).all():
         return alpha, True
     if (values[alpha == 0] != 0).any():
-        raise refusal(path, "one mask", "a picture and an opacity that differ", "save the mask alone, white on black, without an alpha channel")
+        remedy = "save the mask alone, white on black, without an alpha channel"
+        raise refusal(path, "one mask", "a picture and an opacity that differ", remedy)
     return values, False
+
+
+_ONE_CELL = "save one cell a file as 0 and 255; a file with a number for each cell belongs into labels/"
 
 
 def _half_of_white(values: np.ndarray, path: str) -> np.ndarray:
     """(H, W) bool: what has at least half of white; refused where most of the cell is neither black nor white."""
     high = float(values.max())
-    white = next((white for white in (1.0 if values.dtype.kind == "f" else 255.0, 255.0, 65535.0) if high <= white), high)
+    whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+    white = next((white for white in whites if high <= white), high)
     if high < white / 2 or values.min() < 0:
         got = f"greys from {values.min():.6g} to {high:.6g}"
-        raise refusal(path, "one cell in white on black", got, "save one cell a file as 0 and 255; a file with a number for each cell belongs into labels/")
-    middle, shown = np.count_nonzero((values > 0.1 * white) & (values < 0.9 * white)), np.count_nonzero(values > 0.1 * white)
+        raise refusal(path, "one cell in white on black", got, _ONE_CELL)
+    lit = values > 0.1 * white
+    middle, shown = np.count_nonzero(lit & (values < 0.9 * white)), np.count_nonzero(lit)
     if middle > max(100, shown / 2):
-        raise refusal(path, "one cell in white on black", f"{middle} grey pixels of {shown}", "save one cell a file as 0 and 255; a file with a number for each cell belongs into labels/")
+        raise refusal(path, "one cell in white on black", f"{middle} grey pixels of {shown}", _ONE_CELL)
     return values >= white / 2
 
 
@@ -232,9 +246,10 @@ def read_mask(path: str | Path) -> ReadMask:
     stored = read_numbers(path)
     values, by_opacity = _opacity_or_grey(stored, path)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise refusal(path, "one cell in white on black", "NaN or infinite numbers", "save one cell a file as 0 and 255")
+        raise refusal(path, "one cell in white on black", "NaN or infinite numbers", _ONE_CELL)
     notes = ("the masks were taken from the opacity: the picture itself is of one colour",) if by_opacity else ()
     plain = values.dtype == bool or ((values == 0) | (values == values.max())).all()
     if plain and not (stored.lossy and 0 < values.max() < 128):
         return ReadMask(values != 0, stored.white_is_zero, notes)
-    return ReadMask(_half_of_white(values, path), stored.white_is_zero, (*notes, "masks have soft or lossy edges: what has at least half of white was taken as inside"))
+    soft = "masks have soft or lossy edges: what has at least half of white was taken as inside"
+    return ReadMask(_half_of_white(values, path), stored.white_is_zero, (*notes, soft))

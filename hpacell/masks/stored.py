@@ -30,7 +30,8 @@ class StoredNumbers(NamedTuple):
     palette: bool = False  # whether the values are indexes of colours
 
 # %% ../../nbs/29_masks.stored.ipynb #4b865bc6
-_EXACT = {1, 2, 3, 4, 5, 8, 32771, 32773, 32946, 34925, 34926, 34933, 50000}  # none, CCITT, LZW, Deflate, PackBits, LZMA, PNG, Zstd
+# No packing, CCITT, LZW, Deflate, PackBits, LZMA, PNG, Zstd.
+_EXACT = {1, 2, 3, 4, 5, 8, 32771, 32773, 32946, 34925, 34926, 34933, 50000}
 
 
 def _jpeg_is_exact(data: bytes) -> bool:
@@ -86,7 +87,7 @@ def _one_page(file, path: str):
     if n == 1 and not file.is_ome and file.series:  # one page may stand for a whole stack
         n = max(1, file.series[0].size // max(1, pages[0].size))
     if n != 1:
-        remedy = "save the plane with the label image alone; of one cell a page, each page as a file in <id>/masks/ beside <id>/images/"
+        remedy = "save the plane with the label image alone; of one cell a page, each page as a file in <id>/masks/"
         raise refusal(path, "one label image or mask", f"{n} pages", remedy)
     return pages[0]
 
@@ -162,7 +163,7 @@ def _palette_numbers(image, path: str) -> StoredNumbers:
     colours = np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3)
     used = np.unique(indexes)
     if used[-1] >= len(colours):
-        raise refusal(path, f"indexes below {len(colours)}, as many as the palette has", str(used[-1]), "export it again")
+        raise refusal(path, f"indexes below {len(colours)}, the size of the palette", str(used[-1]), "export it again")
     greys = (colours[used] == colours[used][:, :1]).all()
     if greys and (colours[used, 0] == 0).any():
         return StoredNumbers(colours[:, 0].astype(np.uint8)[indexes])
@@ -170,8 +171,10 @@ def _palette_numbers(image, path: str) -> StoredNumbers:
     often = int(np.bincount(indexes.ravel()).argmax())
     # Black or most frequent: then number 0 is the background. Programs that reduce colours number them in any order.
     if colours[0].any() and (len(black) or often != 0):
-        got = f"colour {colours[0].tolist()} for it, and number {black[0] if len(black) else often} as the likely background"
-        raise refusal(path, "a palette whose number 0 is the background", got, "save the label image with 0 as background")
+        likely = black[0] if len(black) else often
+        got = f"colour {colours[0].tolist()} for it, and number {likely} as the likely background"
+        remedy = "save the label image with 0 as background"
+        raise refusal(path, "a palette whose number 0 is the background", got, remedy)
     return StoredNumbers(indexes, palette=True)
 
 # %% ../../nbs/29_masks.stored.ipynb #6999b809
@@ -217,8 +220,9 @@ def read_numbers(path: str | Path) -> StoredNumbers:
             return _tiff_numbers(content, path)
         if content[:8] == b"\x89PNG\r\n\x1a\n":
             return _png_numbers(content, path)
-        starts = {b"\xff\xd8": "JPEG", b"RI": "WEBP", b"GI": "GIF", b"BM": "BMP", **{b"P%d" % n: "PPM" for n in range(1, 7)}}
-        return _pillow_numbers(content, path, starts.get(content[:2], "BMP"))
+        starts = {b"\xff\xd8": "JPEG", b"RI": "WEBP", b"GI": "GIF", b"BM": "BMP"}
+        pnm = {b"P%d" % n: "PPM" for n in range(1, 7)}
+        return _pillow_numbers(content, path, {**starts, **pnm}.get(content[:2], "BMP"))
     except FieldError:
         raise
     except Exception as error:  # decoders share no error class

@@ -259,9 +259,11 @@ class TissueMask:
         labels = read_label_image(self.path)
         found = np.unique(labels)
         if not set(found.tolist()) <= {0, 1, 255}:
-            raise refusal(self.path, "a mask of 0, 1, and 255 where nobody knows", f"numbers up to {found[-1]}", "save units as 1")
+            got = f"numbers up to {found[-1]}"
+            raise refusal(self.path, "a mask of 0, 1, and 255 where nobody knows", got, "save units as 1")
         if 255 in found and 1 not in found:
-            raise refusal(self.path, "a mask with units as 1", "255, which means that nobody knows, and no 1", "save units as 1")
+            got = "255, which means that nobody knows, and no 1"
+            raise refusal(self.path, "a mask with units as 1", got, "save units as 1")
         return Truth(labels)
 
 

@@ -68,7 +68,9 @@ class WrittenImages:
         self.problems.append({"image_id": image_id, "where": where, "reason": reason})
 
 # %% ../../nbs/32_masks.writers.ipynb #9d5c8107
-def _read_good(images: Iterable[LabelledImage], written: WrittenImages, most: int | None = None) -> Iterator[tuple[LabelledImage, np.ndarray]]:
+def _read_good(
+    images: Iterable[LabelledImage], written: WrittenImages, most: int | None = None
+) -> Iterator[tuple[LabelledImage, np.ndarray]]:
     """The images that can be read and have no more than so many cells, with their labels; the others are noted."""
     seen: set[str] = set()
     for one in images:
@@ -101,7 +103,8 @@ def _count(labels: np.ndarray, most: int | None) -> int:
     """Number of cells, or an error if the layout cannot number so many."""
     n_cells = len(label_ids(labels))
     if most is not None and n_cells > most:
-        raise FieldError(f"expected at most {most} cells, as many as this layout can number, got {n_cells}: write layout labels or coco, or cut the image into tiles")
+        remedy = "write layout labels or coco, or cut the image into tiles"
+        raise FieldError(f"expected at most {most} cells, as many as this layout can number, got {n_cells}: {remedy}")
     return n_cells
 
 # %% ../../nbs/32_masks.writers.ipynb #e1b56900
@@ -154,7 +157,8 @@ def write_label_image(folder: str | Path, stem: str, labels: np.ndarray) -> str:
     labels, folder = check_labels(labels), Path(folder)
     top = int(labels.max(initial=0))
     if top > 2**32 - 1:
-        raise ValueError(f"expected numbers up to 4294967295, got {top}: number the cells anew with hpacell.masks.labels.relabel")
+        remedy = "number the cells anew with hpacell.masks.labels.relabel"
+        raise ValueError(f"expected numbers up to 4294967295, got {top}: {remedy}")
     name, other = (f"{stem}{suffix}" for suffix in (LABEL_SUFFIXES if top < 65536 else LABEL_SUFFIXES[::-1]))
     if top < 65536:
         write_png(folder / name, labels.astype(np.uint16))
