@@ -1413,8 +1413,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'hpacell/masks/labelled.py'),
                                         'hpacell.masks.labelled.Truth': ('masks.labelled.html#truth', 'hpacell/masks/labelled.py'),
                                         'hpacell.masks.labelled._Mask': ('masks.labelled.html#_mask', 'hpacell/masks/labelled.py'),
-                                        'hpacell.masks.labelled._Mask.area': ( 'masks.labelled.html#_mask.area',
-                                                                               'hpacell/masks/labelled.py'),
                                         'hpacell.masks.labelled._Mask.inverted': ( 'masks.labelled.html#_mask.inverted',
                                                                                    'hpacell/masks/labelled.py'),
                                         'hpacell.masks.labelled._check_cover': ( 'masks.labelled.html#_check_cover',

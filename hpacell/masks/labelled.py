@@ -108,17 +108,15 @@ class _Mask(NamedTuple):
 
     name: str
     counts: str  # COCO counts
+    area: int  # pixels inside
     white_is_zero: bool
     notes: tuple[str, ...]
-
-    def area(self) -> int:
-        """Pixels inside."""
-        return int(unpack_counts(self.counts)[1::2].sum())
 
     def inverted(self) -> "_Mask":
         """The mask of all that was outside."""
         counts = unpack_counts(self.counts)
-        return self._replace(counts=pack_counts(counts[1:] if counts[0] == 0 and len(counts) > 1 else np.r_[0, counts]))
+        turned = counts[1:] if counts[0] == 0 and len(counts) > 1 else np.r_[0, counts]
+        return self._replace(counts=pack_counts(turned), area=int(counts.sum()) - self.area)
 
 
 def _read_masks(
@@ -138,7 +136,8 @@ def _read_masks(
             got = f"{_size_text(read.inside.shape)}{_swapped(read.inside.shape, shape)}"
             problems.append((name, f"left out: expected {_size_text(shape)} pixels as the image has, got {got}"))
         else:
-            masks.append(_Mask(name, encode_rle(read.inside)["counts"], read.white_is_zero, read.notes))
+            area = int(np.count_nonzero(read.inside))
+            masks.append(_Mask(name, encode_rle(read.inside)["counts"], area, read.white_is_zero, read.notes))
     return masks, shape, problems
 
 # %% ../../nbs/31_masks.labelled.ipynb #82dc73e3
@@ -147,7 +146,7 @@ def _settle_white(masks: Sequence[_Mask], n_pixels: int) -> tuple[list[_Mask], l
     doubtful = [one for one in masks if one.white_is_zero]
     if not doubtful:
         return list(masks), []
-    share = sum(one.area() for one in doubtful) / (len(doubtful) * n_pixels)
+    share = sum(one.area for one in doubtful) / (len(doubtful) * n_pixels)
     settled = [one.inverted() if one.white_is_zero and share > 0.5 else one for one in masks]
     if len(doubtful) == 1 and 0.25 < share < 0.75:
         note = "a white-is-zero TIFF of one cell was read so that the cell is the smaller part: compare it with its image"
@@ -157,12 +156,12 @@ def _settle_white(masks: Sequence[_Mask], n_pixels: int) -> tuple[list[_Mask], l
 
 def _check_cover(masks: Sequence[_Mask], n_pixels: int, where: str) -> list[str]:
     """A sentence where a mask covers most of the picture; an error where each of several does."""
-    large = [one for one in masks if n_pixels / 2 < one.area() < n_pixels]
+    large = [one for one in masks if n_pixels / 2 < one.area < n_pixels]
     if len(large) == len(masks) > 1:
         got = f"{len(masks)} masks of which each covers more than half of the picture"
         remedy = "invert them, so that the cell is white and all else black"
         raise refusal(where, "masks in which the cell is white", got, remedy)
-    shares = [(one.name, 100 * one.area() // n_pixels) for one in large]
+    shares = [(one.name, 100 * one.area // n_pixels) for one in large]
     return [f"a mask covers {share} % of the picture ({name}): if the cell is black there, invert it" for name, share in shares]
 
 # %% ../../nbs/31_masks.labelled.ipynb #de1ab522
@@ -177,8 +176,8 @@ class MaskFiles:
         masks, shape, problems = _read_masks(self.paths, shape)
         n_pixels = 0 if shape is None else shape[0] * shape[1]
         masks, notes = _settle_white(masks, n_pixels)
-        problems += [(one.name, "left out: no pixel is inside") for one in masks if not one.area()]
-        masks = [one for one in masks if one.area()]
+        problems += [(one.name, "left out: no pixel is inside") for one in masks if not one.area]
+        masks = [one for one in masks if one.area]
         notes += _check_cover(masks, n_pixels, str(Path(self.paths[0]).parent) if self.paths else "")
         notes += list(Counter(note for one in masks for note in one.notes))
         truth = paint_truth([one.counts for one in masks], [one.name for one in masks], shape, overlap, problems)
