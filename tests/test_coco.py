@@ -1,6 +1,7 @@
 """COCO files: the same pixels as pycocotools sees, every mistake named, nothing lost on the way."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,3 +239,60 @@ def test_polygons_and_runs_of_coco_equal_pycocotools(shared_data, name):
         text = coded["counts"]
         assert ours[raw["id"]].counts == (text.decode() if isinstance(text, bytes) else text)
         assert ours[raw["id"]].is_crowd == bool(raw["iscrowd"])
+
+
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [
+        ("images", {"height": 6.0, "width": 8.0}), ("images", {"id": 1.0}), ("images", {"id": "1"}), ("annotations", {"image_id": 1.0}),
+        ("annotations", {"image_id": "1"}), ("annotations", {"id": 7.0}), ("annotations", {"category_id": 3.0}), ("annotations", {"category_id": "3"}),
+        ("categories", {"id": 3.0}), ("categories", {"id": "3"}), ("annotations", {"iscrowd": 0.0}), ("annotations", {"bbox": [1.0, 1.0, 2.0, 2.0]}),
+        ("annotations", {"segmentation": {"size": [6.0, 8.0], "counts": [7.0, 2.0, 4.0, 2.0, 33.0]}}), ("annotations", {"label": 9.0}),
+    ],
+)  # fmt: skip
+def test_whole_numbers_may_be_written_as_reals(tmp_path, place, changes):
+    content = coco_of(entry(7))
+    content[place][0].update(changes)
+    dataset = read_coco(written(tmp_path, content), strict=True)
+    painted = dataset.images[0].paint().labels
+    assert painted.shape == (6, 8) and painted.dtype == np.int32 and (painted > 0).sum() == 4 and dataset.categories == {3: "cell"}
+    assert painted.max() == (9 if "label" in changes else 1)
+    (image,) = dataset.images
+    assert type(image.image_id) in (int, str) and type(image.height) is int and type(image.annotations[0].category_id) is int
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"height": 6.5}, "image 1: expected height and width in pixels, got 6.5 and 8"), ({"height": float("nan")}, "got nan"),
+        ({"width": "8"}, "got 6 and '8'"), ({"width": True}, "True"), ({"height": 1e300}, "height and width"), ({"id": 1.5}, "expected an id, got 1.5"),
+        ({"id": float("nan")}, "got nan"), ({"file_name": 5}, "file_name, got 5"),
+    ],
+)  # fmt: skip
+def test_reasons_are_shown_where_no_image_is_left(tmp_path, changes, said):
+    from hpacell.fields.image import FieldError
+    from hpacell.masks.archives import find_coco
+
+    content = coco_of(entry(7))
+    content["images"][0].update(changes)
+    with pytest.raises(FieldError) as caught:
+        find_coco(Path(written(tmp_path, content)))
+    assert said in str(caught.value) and len(str(caught.value)) < 400
+    content["images"] *= 5
+    with pytest.raises(FieldError, match="and 2 more"):
+        find_coco(Path(written(tmp_path, content)))
+
+
+def test_a_panoptic_file_is_named(tmp_path):
+    content = coco_of({"image_id": 1, "file_name": "a.png", "segments_info": []})
+    with pytest.raises(ValueError, match="got a panoptic file.*panoptic2detection_coco_format"):
+        read_coco(written(tmp_path, content))
+
+
+def test_labels_over_int32_are_numbered_anew_and_said(tmp_path):
+    labels = np.zeros((4, 4), np.int64)
+    labels[0], labels[2] = 2**40, 5
+    write_coco(tmp_path / "a.json", [("a.png", labels)])
+    dataset = read_coco(tmp_path / "a.json")
+    assert np.unique(dataset.images[0].paint().labels).tolist() == [0, 1, 2]
+    assert [problem.left_out for problem in dataset.problems] == [False] and "over 2147483647" in dataset.problems[0].reason

@@ -114,3 +114,71 @@ def test_enlarged_objects_keep_number_place_and_size(seed, rows, cols):
 def test_enlarge_does_not_shrink():
     with pytest.raises(ValueError, match="enlarges only"):
         enlarge_labels(np.zeros((4, 4), int), (4, 3))
+
+
+IDS = np.zeros((40, 50), np.int32)
+IDS[5:15, 5:15], IDS[20:30, 10:22], IDS[:4, 40:] = 1, 2, 3
+IMAGE = np.random.default_rng(0).integers(0, 255, (40, 50, 2)).astype(np.uint8)
+
+
+def calls():
+    from hpacell.cells.measurements import measure_cells
+    from hpacell.cells.segmentation import segment_cells
+    from hpacell.masks.boxes import find_boxes
+    from hpacell.masks.rle import decode_labels_rle, encode_labels_rle
+    from hpacell.metrics.matching import match_labels
+    from hpacell.models.watershed import make_maps
+
+    channels = ("nucleus", "protein")
+    return {
+        "label_ids": label_ids, "relabel": relabel, "clear_border": clear_border, "labels_to_masks": labels_to_masks,
+        "enlarge": lambda labels: enlarge_labels(labels, (80, 100)), "enlarge to the same": lambda labels: enlarge_labels(labels, (40, 50)),
+        "boxes": lambda labels: find_boxes(labels).boxes, "box ids": lambda labels: find_boxes(labels).ids,
+        "runs": lambda labels: decode_labels_rle(encode_labels_rle(labels), (40, 50)), "runs with ids": lambda labels: decode_labels_rle(encode_labels_rle(labels), (40, 50), label_ids(labels)),
+        "match": lambda labels: match_labels(labels, labels).truth_ids, "match with others": lambda labels: match_labels(IDS, labels).tp,
+        "measure": lambda labels: measure_cells(IMAGE, labels, channels=channels)["cell_area"], "segment": lambda labels: label_ids(segment_cells(IMAGE, labels, channels=channels)),
+        "maps": make_maps,
+    }  # fmt: skip
+
+
+NUMBERED = ("label_ids", "clear_border", "enlarge", "enlarge to the same", "box ids", "runs with ids", "match", "segment")
+
+
+@pytest.mark.parametrize("name", calls())
+@pytest.mark.parametrize(
+    "labels",
+    [
+        IDS.astype(np.uint64), IDS.astype(np.uint32), IDS.astype(np.int8), IDS.astype(">u2"), IDS.astype(">i8"), np.asfortranarray(IDS),
+        np.repeat(np.repeat(IDS, 2, 0), 2, 1)[::2, ::2], np.ascontiguousarray(IDS.T).T,
+    ],
+    ids=["uint64", "uint32", "int8", "big-endian uint16", "big-endian int64", "fortran", "strided", "transposed"],
+)  # fmt: skip
+def test_labels_of_every_type_and_order(name, labels):
+    call = calls()[name]
+    np.testing.assert_array_equal(call(labels), call(IDS))
+
+
+@pytest.mark.parametrize("name", calls())
+@pytest.mark.parametrize("ids", [[0, 5, 7, 2**63 - 1], [0, 1, 2, 2**31], [0, 1, 2**32 + 1, 2**33 + 1]])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
+def test_huge_ids_are_kept(name, ids, dtype):
+    call, ids = calls()[name], np.array(ids, dtype)
+    expected = call(IDS)
+    np.testing.assert_array_equal(call(ids[IDS]), ids.astype(np.int64)[expected] if name in NUMBERED else expected)
+
+
+@pytest.mark.parametrize("name", calls())
+def test_ids_that_int64_cannot_hold_are_refused(name):
+    with pytest.raises(ValueError, match="up to 9223372036854775807, got 9223372036854775808: number the objects anew"):
+        calls()[name](np.array([0, 5, 7, 2**63], np.uint64)[IDS])
+
+
+def test_the_remedies_for_arrays_exist():
+    huge = np.array([0, 5, 7, 2**63], np.uint64)[IDS]
+    np.testing.assert_array_equal(np.unique(huge, return_inverse=True)[1].reshape(huge.shape), IDS)
+    with pytest.raises(ValueError, match=r"convert it with astype\(int\)"):
+        check_labels(IDS.astype(float))
+    for bad in (IDS * 0.5, np.where(IDS, IDS, np.nan)):
+        with pytest.raises(ValueError, match=r"number the objects first \(scipy\.ndimage\.label\)"):
+            check_labels(bad)
+    assert clear_border(IDS.astype(np.uint64)).dtype == np.uint64

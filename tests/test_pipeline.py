@@ -244,3 +244,44 @@ def test_what_must_be_local_says_so(fields, model):
     for call in (lambda: segment_fields(fields, "s3://bucket/masks"), lambda: predict_fields(fields, model, "s3://bucket/out")):
         with pytest.raises(ValueError, match="expected a local folder"):
             call()
+
+
+def test_segment_writes_32_bits_where_16_do_not_number_the_cells(fields, tmp_path, monkeypatch):
+    import hpacell.pipeline.segment as segment_module
+    from hpacell.cells.segmentation import Segmentation
+    from hpacell.masks.layouts import find_labelled
+
+    labels = np.zeros((192, 2 * 256), np.int32)
+    labels[::2, ::2] = np.arange(1, 96 * 256 + 1).reshape(96, 256)
+    labels = np.ascontiguousarray(labels[:, :256])
+    labels[labels > 0] += 65_535 - 1_000  # numbers on both sides of the limit, fewer than 65536 of them
+    n_made = len(np.unique(labels)) - 1
+    out, original = tmp_path / "masks", segment_module.segmenter_of
+    segment_fields(fields, out, workers=1)
+    first = sorted(path.name for path in out.glob("*.png"))[0].rsplit("_", 1)[0]
+    monkeypatch.setattr(segment_module, "segmenter_of", lambda method: lambda image, **options: Segmentation(labels, labels))
+    monkeypatch.setattr(segment_module, "method_signature", lambda *arguments: "many")
+    report = segment_fields(fields, out, workers=1)
+    assert report.n_made == 6 and not len(report.quarantine) and set(report.fields["n_cells"]) == {n_made}
+    assert not list(out.glob("*.png")) and len(list(out.glob("*.tif"))) == 12, "no image of before is left beside the new one"
+    for target in ("cells", "nuclei"):
+        found = find_labelled(out, "plain", target=target)
+        assert len(found) == 6
+        for one in found:
+            np.testing.assert_array_equal(one.read_truth().labels, labels)
+    assert segment_fields(fields, out, workers=1).n_made == 0
+    (out / f"{first}_cells.tif").unlink()
+    assert segment_fields(fields, out, workers=1).n_made == 1
+    monkeypatch.setattr(segment_module, "segmenter_of", original)
+    monkeypatch.setattr(segment_module, "method_signature", lambda *arguments: "few")
+    segment_fields(fields, out, workers=1)
+    assert len(list(out.glob("*.png"))) == 12 and not list(out.glob("*.tif"))
+
+
+def test_segmented_images_hold_what_is_counted(fields, tmp_path):
+    from hpacell.masks.layouts import find_labelled
+
+    report = segment_fields(fields, tmp_path / "masks", workers=1)
+    for target in ("cells", "nuclei"):
+        counted = {one.image_id: len(np.unique(one.read_truth().labels)) - 1 for one in find_labelled(tmp_path / "masks", "plain", target=target)}
+        assert counted == report.fields.set_index("field_id")[f"n_{target}"].to_dict()

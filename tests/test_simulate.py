@@ -208,3 +208,25 @@ def test_folder_is_kept_grown_mended_or_refused(tmp_path):
     for other in ({"n_fields": 3, "seed": 2}, {"n_fields": 2, "seed": 1}):
         with pytest.raises(ValueError, match="choose another folder"):
             simulate_fields(tmp_path, size=64, **other)
+
+
+def test_truth_in_files_is_that_of_the_field(tmp_path):
+    from hpacell.masks.read import read_label_image
+
+    simulate_fields(tmp_path, n_fields=2, seed=3, size=(96, 128))
+    for index in range(2):
+        simulated = simulate_field((3, index), size=(96, 128))
+        for kind in ("nuclei", "cells"):
+            np.testing.assert_array_equal(read_label_image(tmp_path / "truth" / f"sim_3_{index:05d}_{kind}.png"), getattr(simulated, kind))
+
+
+def test_more_cells_than_16_bits_number_are_refused(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    import hpacell.fields.simulate as module
+
+    many = np.arange(300 * 300, dtype=np.int32).reshape(300, 300)
+    simulated = replace(simulate_field(0, (300, 300)), cells=many, nuclei=many)
+    monkeypatch.setattr(module, "simulate_field", lambda *arguments, **options: simulated)
+    with pytest.raises(ValueError, match="at most 65535 cells in a field, got 89999: ask for fewer cells"):
+        simulate_fields(tmp_path / "many", n_fields=1, size=(300, 300))

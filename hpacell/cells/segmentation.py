@@ -229,7 +229,7 @@ def segment_cells(
     no_gaps = len(ids) > 0 and ids[-1] == len(ids)
     numbers = np.asarray(nuclei).astype(np.int32, copy=False) if no_gaps else relabel(nuclei)
     cells = _cells_of(_Planes(image, channels), numbers, settings)
-    return cells if no_gaps else np.r_[0, ids].astype(np.int32)[cells]
+    return cells if no_gaps else np.r_[0, ids].astype(np.int32 if ids.max(initial=0) < 2**31 else np.int64)[cells]
 
 # %% ../../nbs/30_cells.segmentation.ipynb #148723ba
 class Segmentation(NamedTuple):

@@ -243,6 +243,9 @@ def _write_field(index, out, seed, settings):
     simulated = simulate_field((seed, index), field_id=name, **settings)
     for colour, channel in HPA_COLOURS.items():
         write_png(join_path(out, f"{name}_{colour}.png"), simulated.field.channel(channel))
+    if simulated.cells.max(initial=0) > 65535:
+        n_cells = simulated.cells.max()
+        raise ValueError(f"{name}: expected at most 65535 cells in a field, got {n_cells}: ask for fewer cells or a smaller size")
     for kind in ("nuclei", "cells"):
         write_png(join_path(out, "truth", f"{name}_{kind}.png"), getattr(simulated, kind).astype(np.uint16))
     numbers = "|".join(str(LOCATIONS.index(location)) for location in simulated.labels)

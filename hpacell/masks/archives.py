@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..fields.find import IMAGE_SUFFIXES
 from ..fields.image import refusal
 from .coco import CocoImage, CocoProblem, read_coco
 from .labelled import KaggleRuns, LabelledImage, Truth, paint_truth
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/32_masks.archives.ipynb #58d3153a
 def describe_problem(problem: CocoProblem) -> tuple[str, str]:
@@ -125,7 +129,7 @@ def find_coco(path: Path, target: str | None = None, images: Path | None = None)
     Raises
     ------
     FieldError
-        No COCO file, or several.
+        No COCO file, or several, or one without an image that can be used; the message says why.
     ValueError
         Not a COCO file, or no such category.
     """
@@ -137,6 +141,13 @@ def find_coco(path: Path, target: str | None = None, images: Path | None = None)
     if target is not None and category is None:
         known = ", ".join(dataset.categories.values()) or "none at all"
         raise ValueError(f"{file}: expected a category among {known}, got {target!r}: choose one as the target")
+    if not dataset.images:
+        bad = [problem for problem in dataset.problems if problem.annotation_id is None]
+        which = ["" if problem.image_id is None else f"image {problem.image_id}: " for problem in bad[:3]]
+        reasons = [f"{start}{problem.reason}" for start, problem in zip(which, bad, strict=False)]
+        more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
+        got = f"none ({'; '.join([*reasons, *more]) or 'its list of images is empty'})"
+        raise refusal(str(file), "at least one image that can be used", got, "correct these entries")
     base = file.parent
     folders = [images] if images else [base, base / "images", base.parent / "images"]
     pictures = _pictures_below(folders)
@@ -179,13 +190,24 @@ def _has_rows(path: Path) -> bool:
 
 # %% ../../nbs/32_masks.archives.ipynb #89ccaf9d
 def _size_of(row: dict[str, str]) -> tuple[int, int] | None:
-    """Height and width of a row, where it has them."""
+    """Height and width of a row, where it has them; 120.0 is whole."""
     try:
-        return int(row["Height"]), int(row["Width"])
+        height, width = float(row["Height"]), float(row["Width"])
     except (KeyError, ValueError):
         return None
+    return (int(height), int(width)) if height.is_integer() and width.is_integer() else None
 
 # %% ../../nbs/32_masks.archives.ipynb #dc3f2a86
+def _one_size(rows: "pd.DataFrame", where: str) -> tuple[int, int] | None:
+    """The height and width that the rows of an image state; None where none does."""
+    stated = rows[[name for name in ("Height", "Width") if name in rows]].drop_duplicates().to_dict("records")
+    sizes = set(map(_size_of, stated)) - {None}
+    if len(sizes) > 1:
+        remedy = "correct the columns Height and Width"
+        raise refusal(where, "one height and width for all rows of an image", f"{len(sizes)} sizes", remedy)
+    return sizes.pop() if sizes else None
+
+# %% ../../nbs/32_masks.archives.ipynb #c208cc86
 def find_rows(path: Path, target: str | None = None, images: Path | None = None) -> list[LabelledImage]:
     """Labelled images of a table with one row a cell.
 
@@ -207,7 +229,7 @@ def find_rows(path: Path, target: str | None = None, images: Path | None = None)
     Raises
     ------
     FieldError
-        No such table, or several.
+        No such table, or several, or rows of an image that differ in Height and Width.
     """
     import pandas as pd
 
@@ -220,7 +242,7 @@ def find_rows(path: Path, target: str | None = None, images: Path | None = None)
     found = []
     for image_id, rows in frame.groupby("ImageId", sort=False):
         texts = {line + 2: text for line, text in rows["EncodedPixels"].items() if text.strip()}
-        runs = KaggleRuns(tuple(texts.values()), tuple(texts), _size_of(rows.iloc[0].to_dict()))
+        runs = KaggleRuns(tuple(texts.values()), tuple(texts), _one_size(rows, f"{file}: {image_id}"))
         name = str(image_id)
         below = [_pictures_below([folder / name / "images"]).get(name) for folder in folders] if name not in pictures else []
         chosen = pictures.get(name) or next((one for one in below if one), None)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..files import read_json, write_atomic
-from .annotations import CocoAnnotation, is_id, is_whole, read_annotation
+from .annotations import CocoAnnotation, is_id, is_whole, read_annotation, whole, whole_or_text
 from .boxes import boxes_of
 from .labels import check_labels, label_ids
 from .overlaps import Painted, paint_masks
@@ -109,13 +109,16 @@ def _read_images(entries: Any, path: str) -> tuple[dict[Any, dict], list[CocoPro
         raise ValueError(f"{path}: expected a list of images, got {type(entries).__name__}: the file is no COCO file")
     images, problems = {}, []
     for place, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            entry = {**entry, **{name: whole(entry[name]) for name in ("id", "height", "width") if name in entry}}
         image_id = entry.get("id") if isinstance(entry, dict) else None
         if not is_id(image_id):
             problems.append(CocoProblem(None, None, f"image at place {place}: expected an id, got {'none' if image_id is None else repr(image_id)[:60]}"))
         elif image_id in images:
             problems.append(CocoProblem(None, image_id, "expected each image id once, got it again: the second image is left out"))
         elif not (is_whole(entry.get("height"), 1) and is_whole(entry.get("width"), 1) and entry["height"] * entry["width"] <= MAX_MASK_PIXELS):
-            problems.append(CocoProblem(None, image_id, f"expected height and width in pixels, got {entry.get('height')!r} and {entry.get('width')!r}"))
+            got = f"{entry.get('height')!r:.30} and {entry.get('width')!r:.30}"
+            problems.append(CocoProblem(None, image_id, f"expected height and width in pixels, got {got}"))
         elif not isinstance(entry.get("file_name", ""), str):
             problems.append(CocoProblem(None, image_id, f"expected a file_name, got {entry['file_name']!r:.60}"))
         else:
@@ -123,6 +126,12 @@ def _read_images(entries: Any, path: str) -> tuple[dict[Any, dict], list[CocoPro
     return images, problems
 
 # %% ../../nbs/26_masks.coco.ipynb #b9970b52
+def _same_id(own: int | str, known: dict) -> int | str:
+    """An id as the file's images have it, where one writes 1 and the other "1"."""
+    other = str(own) if isinstance(own, int) else int(own) if own.isdecimal() and own == str(int(own)) else own
+    return other if own not in known and other in known else own
+
+# %% ../../nbs/26_masks.coco.ipynb #2698fadc
 def _read_annotations(entries: Any, images: dict, categories: dict[int, str], path: str) -> tuple[dict[Any, list], list[CocoProblem]]:
     """Sound annotations by image, and what is wrong with the others."""
     if not isinstance(entries, list):
@@ -132,9 +141,9 @@ def _read_annotations(entries: Any, images: dict, categories: dict[int, str], pa
     numbered = not any(isinstance(entry, dict) and "id" in entry for entry in entries)  # detections have no ids
     for place, entry in enumerate(entries):
         entry = entry if isinstance(entry, dict) else {}
-        entry = {**entry, "id": place + 1} if numbered else entry
-        own, image_id = entry.get("id"), entry.get("image_id")
-        image_id = image_id if is_id(image_id) else None
+        entry = {**entry, "id": place + 1 if numbered else whole(entry.get("id"))}
+        own, image_id = entry["id"], whole(entry.get("image_id"))
+        image_id = _same_id(image_id, images) if is_id(image_id) else None
         if not is_id(own):
             problems.append(CocoProblem(None, image_id, f"annotation at place {place}: expected an id, got {'none' if own is None else repr(own)[:60]}"))
             continue
@@ -156,12 +165,12 @@ def _read_annotations(entries: Any, images: dict, categories: dict[int, str], pa
             problems.append(CocoProblem(own, image_id, changed, left_out=False))
     return found, problems
 
-# %% ../../nbs/26_masks.coco.ipynb #2698fadc
+# %% ../../nbs/26_masks.coco.ipynb #0a56b079
 def _read_categories(entries: Any) -> tuple[dict[int, str], list[CocoProblem]]:
     """Names of categories by id, and what is wrong with the others."""
     found, problems = {}, []
     for place, entry in enumerate(entries if isinstance(entries, list) else []):
-        own = entry.get("id") if isinstance(entry, dict) else None
+        own = whole_or_text(entry.get("id")) if isinstance(entry, dict) else None
         if not is_whole(own) or own in found:
             problems.append(CocoProblem(None, None, f"category at place {place}: expected an id of its own, got {own!r:.60}"))
         else:
@@ -193,8 +202,8 @@ def read_coco(path: str | Path, strict: bool = False, images: str | Path | None 
 
     Notes
     -----
-    Left out are: boxes without area, masks and boxes outside the image, empty masks, polygons of fewer than three
-    points or of an odd number of coordinates, run lengths of another size than the image, unknown categories and
+    Whole numbers may be written as 120.0. Left out are: boxes without area, masks and boxes outside the image, empty
+    masks, polygons of fewer than three points or of an odd number of coordinates, run lengths of another size than the image, unknown categories and
     images, and the second of two annotations with one id. A polygon that reaches over the edge is cut and reported.
 
     Source
@@ -209,6 +218,10 @@ def read_coco(path: str | Path, strict: bool = False, images: str | Path | None 
     if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
         got = ", ".join(list(content)[:6]) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: expected a COCO file with images and annotations, got {got or 'nothing'}: check the file")
+    first = content["annotations"][0] if isinstance(content["annotations"], list) and content["annotations"] else None
+    if isinstance(first, dict) and "segments_info" in first:
+        remedy = "convert it with panopticapi's panoptic2detection_coco_format"
+        raise ValueError(f"{path}: expected masks of single cells, got a panoptic file, whose masks lie in pictures: {remedy}")
     categories, problems = _read_categories(content.get("categories"))
     entries, more = _read_images(content["images"], path)
     found, rest = _read_annotations(content["annotations"], entries, categories, path)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .labels import check_labels
+from .labels import GREATEST_ID, check_labels
 from .runs import find_runs, pack_counts, unpack_counts
 
 # %% ../../nbs/24_masks.rle.ipynb #fc1e8d55
@@ -185,7 +185,7 @@ def decode_labels_rle(counts: Sequence[str], shape: Sequence[int], ids: Sequence
     Returns
     -------
     ndarray, (H, W), int32
-        0 is background. Where cells overlap, the later one stays.
+        0 is background; int64 where an id is over 2147483647. Where cells overlap, the later one stays.
 
     Raises
     ------
@@ -194,9 +194,12 @@ def decode_labels_rle(counts: Sequence[str], shape: Sequence[int], ids: Sequence
     """
     height, width = _check_frame(shape)
     ids = list(range(1, len(counts) + 1)) if ids is None else [int(i) for i in ids]
-    if len(ids) != len(counts) or min(ids, default=1) < 1:
-        raise ValueError(f"expected {len(counts)} ids of 1 or more, got {len(ids)}: pass one per code")
-    flat = np.zeros(height * width, np.int32)
+    if len(ids) != len(counts):
+        raise ValueError(f"expected {len(counts)} ids, got {len(ids)}: pass one per code")
+    if min(ids, default=1) < 1 or max(ids, default=1) > GREATEST_ID:
+        bad = next(i for i in ids if not 1 <= i <= GREATEST_ID)
+        raise ValueError(f"expected ids from 1 to {GREATEST_ID}, got {bad}: number the cells anew")
+    flat = np.zeros(height * width, np.int32 if max(ids, default=1) < 2**31 else np.int64)
     for place, (text, cell_id) in enumerate(zip(counts, ids, strict=True)):
         try:
             ends = np.cumsum(_counts_in_frame(text, (height, width))).tolist()

@@ -8,24 +8,18 @@ __all__ = ['true_labels']
 # %% ../../nbs/45_metrics.truth.ipynb #29b0ff75
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from ..files import join_path, path_exists, read_bytes, read_table
+from ..files import join_path, path_exists, read_table
+from ..masks.read import read_label_image
 from ..masks.rle import decode_labels_rle
 from .matching import match_labels
 
 # %% ../../nbs/45_metrics.truth.ipynb #092f6246
-def _read_label_image(path: str) -> np.ndarray:
-    """16-bit PNG -> (H, W) int32."""
-    import cv2
-
-    content = np.frombuffer(read_bytes(path), np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
-    if image is None or image.ndim != 2:
-        got = "a file that is none" if image is None else "an image in colours"
-        raise ValueError(f"{path}: expected a label image in grey, got {got}: copy it again")
-    return image.astype(np.int32)
+def _label_image_of(truth: str | Path, field_id: str) -> str | None:
+    """The label image of a field's true cells: PNG, or TIFF where they are too many; None where there is none."""
+    paths = (join_path(truth, f"{field_id}_cells{suffix}") for suffix in (".png", ".tif"))
+    return next((path for path in paths if path_exists(path)), None)
 
 # %% ../../nbs/45_metrics.truth.ipynb #6457b1e3
 def true_labels(index: pd.DataFrame, truth: str | Path, iou: float = 0.5) -> pd.Series:
@@ -36,7 +30,7 @@ def true_labels(index: pd.DataFrame, truth: str | Path, iou: float = 0.5) -> pd.
     index : DataFrame
         Cells with `field_id, cell_id, rle`.
     truth : path or str
-        Folder with ``cells.csv`` (`field_id, cell_id, labels`) and ``<field_id>_cells.png``, as
+        Folder with ``cells.csv`` (`field_id, cell_id, labels`) and ``<field_id>_cells.png`` (or ``.tif``), as
         `hpacell.fields.simulate.simulate_fields` writes it.
     iou : float
         A found cell and a true one belong together from this overlap on.
@@ -64,11 +58,11 @@ def true_labels(index: pd.DataFrame, truth: str | Path, iou: float = 0.5) -> pd.
     known = known.set_index(["field_id", "cell_id"])["labels"]
     found = pd.Series(pd.NA, index=index.index, dtype="str")
     for field_id, cells in index.groupby("field_id", sort=False):
-        path = join_path(truth, f"{field_id}_cells.png")
-        if path_exists(path):
+        path = _label_image_of(truth, field_id)
+        if path is not None:
             if "rle" not in cells:
                 raise ValueError(f"{path}: expected cells with masks (a column rle) to compare with it, got none: leave out the truth, or extract from fields")
-            image = _read_label_image(path)
+            image = read_label_image(path)
             try:
                 pred = decode_labels_rle(list(cells["rle"]), image.shape, list(cells["cell_id"]))
             except ValueError as error:

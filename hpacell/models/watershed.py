@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from ..masks.labels import check_labels
+from ..masks.labels import check_labels, relabel
 from ..metrics.instances import score_instances
 
 # %% ../../nbs/61_models.watershed.ipynb #8c82bdd2
@@ -68,7 +68,8 @@ def make_maps(labels: np.ndarray, reach: int = 2) -> np.ndarray:
     ValueError
         Not a label image.
     """
-    labels = check_labels(labels).astype(np.int32, copy=False)
+    labels = check_labels(labels)
+    labels = labels.astype(np.int32, copy=False) if labels.max(initial=0) < 2**31 else relabel(labels)
     return np.stack([(labels > 0).astype(np.float32), _boundaries(labels, reach), _distances(labels)], axis=-1)
 
 # %% ../../nbs/61_models.watershed.ipynb #22ec69c9

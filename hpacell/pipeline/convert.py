@@ -6,7 +6,7 @@
 __all__ = ['ConvertReport', 'convert_labelled']
 
 # %% ../../nbs/94_pipeline.convert.ipynb #943806b9
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +33,8 @@ class ConvertReport:
         The folder or file that was written.
     source, layout : str
         The layouts before and after.
+    notes : DataFrame
+        `image_id, note`: what was assumed in reading masks.
     """
 
     images: pd.DataFrame
@@ -40,6 +42,7 @@ class ConvertReport:
     path: str
     source: str
     layout: str
+    notes: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["image_id", "note"]))
 
     @property
     def problems_path(self) -> str:
@@ -56,6 +59,9 @@ class ConvertReport:
         absent = int((~self.images["has_image"].astype(bool)).sum())
         if absent:
             text += f"\n{count_of(absent, 'image')} had no pixels at hand: the cells alone were written"
+        for note, rows in self.notes.groupby("note", sort=False):
+            others = f" and {count_of(len(rows) - 1, 'other image')}" if len(rows) > 1 else ""
+            text += f"\n{rows['image_id'].iloc[0]}{others}: {note}"
         return text
 
 # %% ../../nbs/94_pipeline.convert.ipynb #dba623dc
@@ -128,4 +134,5 @@ def convert_labelled(
     bar = progress(found, len(found), "convert", unit="image")
     written = write_labelled(bar, out, to, category or _category_of(source, target), strict, problems=known)
     problems = pd.DataFrame(written.problems, columns=["image_id", "where", "reason"])
-    return ConvertReport(written.images, problems, written.path, source, to)
+    notes = pd.DataFrame(written.notes, columns=["image_id", "note"])
+    return ConvertReport(written.images, problems, written.path, source, to, notes)

@@ -332,5 +332,6 @@ def check_truth(truth: str | Path, field_ids: Iterable[str]) -> None:
     scored = set(ids) & set(known["field_id"].astype(str))
     if ids and not scored:
         raise ValueError(f"{table}: expected cells of the fields that are scored, such as {ids[0]!r}, got none: give the truth of these fields")
-    if ids and not any(path_exists(join_path(truth, f"{field_id}_cells.png")) for field_id in sorted(scored)):
+    names = (f"{field_id}_cells{suffix}" for field_id in sorted(scored) for suffix in (".png", ".tif"))
+    if ids and not any(path_exists(join_path(truth, name)) for name in names):
         raise FileNotFoundError(f"expected label images such as {min(scored)}_cells.png in {truth}, got none: copy them beside cells.csv")

@@ -19,12 +19,12 @@ import pandas as pd
 
 from ..cells.segmentation import SegmentationSettings
 from ..fields.find import check_has_nucleus
-from ..fields.picture import write_png
 from ..fields.inspect import summarise_notes
 from ..fields.read import MAX_PIXELS, FieldSource, Reading, find_fields, read_field
 from ..feed.store import QUARANTINE_NAME
 from ..files import check_local, fingerprint, write_table
 from ..masks.labels import label_ids
+from ..masks.writers import LABEL_SUFFIXES, write_label_image
 from .engine import map_items, workers_of
 from .field import code_version
 from .segmenters import check_method, method_signature, processes_for, segmenter_of
@@ -35,7 +35,7 @@ from ..progress import progress
 def segment_source(
     source: FieldSource, out: str, method: str = "auto", border: str = "keep", max_pixels: int = MAX_PIXELS
 ) -> dict:
-    """Segment one field and write its label images.
+    """Segment one field and write its label images, as `hpacell.masks.writers.write_label_image` does.
 
     Parameters
     ----------
@@ -60,8 +60,6 @@ def segment_source(
     ------
     FieldError
         The field cannot be read.
-    ValueError
-        More cells than 16 bits can number.
     """
     field = read_field(source, max_pixels=max_pixels)
     found = segmenter_of(method)(field.image, channels=field.channels, pixel_um=field.pixel_um, border=border)
@@ -69,11 +67,8 @@ def segment_source(
     about = {"channels": "|".join(field.channels), "pixel_um": field.pixel_um, "notes": "|".join(field.notes)}
     for kind, labels in (("nuclei", found.nuclei), ("cells", found.cells)):
         row[f"n_{kind}"] = None if labels is None else len(label_ids(labels))
-        if labels is None:
-            continue
-        if labels.max(initial=0) > 65535:
-            raise ValueError(f"{field.field_id}: expected at most 65535 {kind}, got {labels.max()}: cut the field into tiles")
-        write_png(str(Path(out) / f"{field.field_id}_{kind}.png"), labels.astype(np.uint16))
+        if labels is not None:
+            write_label_image(out, f"{field.field_id}_{kind}", labels)
     return row | about
 
 # %% ../../nbs/94_pipeline.segment.ipynb #201753e9
@@ -213,4 +208,4 @@ def _finished(out: Path) -> dict[str, dict]:
 def _images_are_there(out: Path, row: dict) -> bool:
     """Whether a field's label images exist."""
     kinds = ["nuclei"] if row["n_cells"] is None else ["nuclei", "cells"]
-    return all((out / f"{row['field_id']}_{kind}.png").exists() for kind in kinds)
+    return all(any((out / f"{row['field_id']}_{kind}{suffix}").exists() for suffix in LABEL_SUFFIXES) for kind in kinds)
