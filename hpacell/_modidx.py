@@ -1629,7 +1629,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'hpacell.masks.stored._pillow_numbers': ( 'masks.stored.html#_pillow_numbers',
                                                                                 'hpacell/masks/stored.py'),
                                       'hpacell.masks.stored._png_numbers': ('masks.stored.html#_png_numbers', 'hpacell/masks/stored.py'),
-                                      'hpacell.masks.stored._pnm_scale': ('masks.stored.html#_pnm_scale', 'hpacell/masks/stored.py'),
                                       'hpacell.masks.stored._tiff_numbers': ('masks.stored.html#_tiff_numbers', 'hpacell/masks/stored.py'),
                                       'hpacell.masks.stored._unpacked': ('masks.stored.html#_unpacked', 'hpacell/masks/stored.py'),
                                       'hpacell.masks.stored._webp_is_exact': ( 'masks.stored.html#_webp_is_exact',

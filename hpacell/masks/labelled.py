@@ -241,7 +241,7 @@ class LabelledImage:
     expected_at: str = field(default="", compare=False)
 
     def read_image(self) -> np.ndarray:
-        """The pixels, (H, W, C), uint8 or uint16, without alpha; a `FieldError` if they cannot be read."""
+        """The pixels, (H, W, C), in the numbers of the file, without alpha; raises `FieldError` if they cannot be read."""
         if not self.paths:
             where = self.expected_at or "in no place"
             raise FieldError(f"{self.image_id}: expected an image, got the truth alone (looked for it {where}): add the image, or give the folder of the images")
@@ -252,7 +252,7 @@ class LabelledImage:
             except OSError as error:
                 raise refusal(path, f"an image of {self.image_id}", type(error).__name__, "check the path") from None
             # Of a file a channel, a picture in colours shows one stain by its brightest colour.
-            pixels = decoded.pixels[..., :3] if decoded.kind == "colour" else decoded.pixels
+            pixels = decoded.opaque
             planes.append(pixels if len(self.paths) == 1 else pixels.max(axis=2, keepdims=True))
         if len({plane.shape[:2] for plane in planes}) > 1:
             raise refusal(self.paths[0], "channels of one size", str([plane.shape[:2] for plane in planes]), "export them again")

@@ -8,7 +8,6 @@ __all__ = ['StoredNumbers', 'read_numbers']
 # %% ../../nbs/29_masks.stored.ipynb #ebea56f0
 import io
 import math
-import re
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -122,21 +121,11 @@ def _png_numbers(content: bytes, path: str) -> StoredNumbers:
     if colours == 3:
         return _pillow_numbers(content, path, "PNG")
     if colours == 4:  # grey with opacity
-        import imagecodecs
-
-        pixels = imagecodecs.png_decode(content)
         return StoredNumbers(pixels[..., 0], pixels[..., 1])
     if colours in (2, 6):
         return StoredNumbers(pixels[..., :3], pixels[..., 3] if pixels.shape[2] == 4 else None)
     grey = pixels[..., 0]
     return StoredNumbers(grey if depth > 4 else grey > 0 if depth == 1 else grey // {2: 85, 4: 17}[depth])
-
-
-def _pnm_scale(content: bytes) -> tuple[int, int]:
-    """Greatest number of a PGM or PPM, and what its decoder makes of it."""
-    words = re.sub(rb"#[^\n]*", b"", content[:4096]).split()[:4]
-    top = int(words[3]) if words[0] in (b"P2", b"P3", b"P5", b"P6") else 255
-    return top, 255 if top < 256 else 65535
 
 
 def _pillow_numbers(content: bytes, path: str, kind: str) -> StoredNumbers:
@@ -150,9 +139,6 @@ def _pillow_numbers(content: bytes, path: str, kind: str) -> StoredNumbers:
         return _palette_numbers(image, path)
     if image.mode == "1":
         return StoredNumbers(pixels[..., 0] > 0)
-    if kind == "PPM":
-        top, full = _pnm_scale(content)
-        pixels = np.rint(pixels * (top / full)).astype(np.uint16) if top != full else pixels
     alpha = pixels[..., 3] if pixels.shape[2] == 4 else None
     return StoredNumbers(pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3], alpha, lossy)
 
