@@ -49,7 +49,7 @@ def normal_id(text: str) -> str:
 # %% ../nbs/05_tables.ipynb #c0d47763
 _OTHER_FILES = {
     b"PK": ("an Excel workbook or a ZIP archive", "save it as CSV UTF-8"), b"\xd0\xcf\x11\xe0": ("an Excel workbook", "save it as CSV UTF-8"),
-    b"PAR1": ("a Parquet file", "name it .parquet, or save it as CSV UTF-8"), b"%PDF": ("a PDF", "save the table as CSV UTF-8"),
+    b"PAR1": ("a Parquet file", "save it as CSV UTF-8"), b"%PDF": ("a PDF", "save the table as CSV UTF-8"),
     b"BZh": ("a bzip2 file", "unpack it"), b"\xfd7zXZ": ("an xz file", "unpack it"), b"\x28\xb5\x2f\xfd": ("a zstd file", "unpack it"),
     b"\x89PNG": ("a PNG image", "give the path of the table"), b"\xff\xd8\xff": ("a JPEG image", "give the path of the table"),
 }  # fmt: skip
@@ -114,7 +114,7 @@ def _decode(content: bytes, path: str, what: str) -> str:
             raise ValueError(f"{path}: expected {what}, got damaged {encoding.upper()}: save it as CSV UTF-8") from None
         line = content.count(b"\n", 0, error.start) + 1
         text = _decode_western(content, f"{path}: expected {what} in UTF-8, got other bytes in line {line}", path)
-    if "\x00" in text:
+    if text.count("\x00") > text.count("\n"):
         raise ValueError(f"{path}: expected {what}, got a binary file: save it as CSV UTF-8")
     if re.match(r"\s*<(!doctype|html|\?xml)", text, re.IGNORECASE):
         raise ValueError(f"{path}: expected {what}, got a web page or XML: download the table itself, or save it as CSV UTF-8")

@@ -112,7 +112,7 @@ def _location_of(token: str, locations: Sequence[str]) -> str:
             return locations[int(token)]
         raise ValueError(
             f"expected a class number from 0 to {len(locations) - 1}, got {token}: "
-            "check the labels file, or name the vocabulary that it was written with"
+            "write a number in this range, or the name of the location"
         )
     slug = "_".join(token.lower().replace("-", " ").replace("_", " ").split())
     check_known("location", slug, locations)

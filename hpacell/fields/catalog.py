@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ..columns import match_ids, read_numbers
+from ..columns import match_ids, read_numbers, without_decimals
 from .find import FieldSource, check_field_id, find_fields
 from ..tables import check_columns, normal_id, read_text_table, shown_names
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, ORGANS, format_labels, parse_labels
@@ -37,7 +37,6 @@ _KINDS = (
     ({"field_id", "labels"}, "hpacell", LOCATIONS, "|"),
     ({"id", "organ"}, "hubmap", LOCATIONS, "|"),
 )
-_KNOWN = frozenset().union(*(names for names, *_ in _KINDS))
 
 # %% ../../nbs/12_fields.catalog.ipynb #9a90fbc7
 def _check_ids(ids: pd.Series, path: str) -> None:
@@ -103,13 +102,7 @@ def _renamed(table: pd.DataFrame, path: str) -> pd.DataFrame:
     return table.set_axis(names, axis=1)
 
 
-def _column_of_labels(table: pd.DataFrame) -> pd.Series:
-    """Texts of labels; a number that a spreadsheet gave decimals (5.0) without them."""
-    texts = table["labels"] if "labels" in table else pd.Series("", index=table.index)
-    return texts.str.replace(r"(?<![^|\s])(\d+)\.0(?![^|\s])", r"\1", regex=True)
-
-
-def read_labels(csv: str | Path) -> pd.DataFrame:
+def read_labels(csv: str | Path, lines: bool = False) -> pd.DataFrame:
     """Read a table of labels, whichever of the known kinds it is.
 
     Parameters
@@ -117,6 +110,8 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     csv : path or str
         HPA single cell (``ID,Label``), HPA 2018 (``Id,Target``), HuBMAP (``id,organ,…``) or hpacell's own
         (``field_id,labels``), in any form that `hpacell.tables.read_text_table` reads.
+    lines : bool
+        Keep the line of each row in the file as the index.
 
     Returns
     -------
@@ -133,7 +128,7 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
         No such file.
     """
     path = str(csv)
-    table = read_text_table(path, "a CSV of labels", _KNOWN)
+    table = read_text_table(path, "a CSV of labels", {name for names, *_ in _KINDS for name in names})
     known = next((kind for kind in _KINDS if kind[0] <= set(table.columns)), None)
     if known is None:
         remedy = "rename the columns of ids and labels so"
@@ -142,15 +137,16 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     header, table = table.attrs["header"], _renamed(table, path)
     table["field_id"] = table["field_id"].map(normal_id).astype(str)
     _check_ids(table["field_id"], path)
-    labels = _each_once(_column_of_labels(table), lambda text: parse_labels(text, locations, separator), path)
+    texts = without_decimals(table["labels"]) if "labels" in table else pd.Series("", index=table.index)
+    labels = _each_once(texts, lambda text: parse_labels(text, locations, separator), path)
     table["labels"], table["n_labels"] = labels.map(format_labels).astype(str), labels.map(len).astype("int64")
     for name, parse in (("organ", _organ_of), ("sex", _sex_of)):
         if name in table:
             table[name] = _each_once(table[name], parse, path)
     first = ("field_id", "labels", "n_labels")
-    table = table[[*first, *table.columns.difference(first, sort=False)]].reset_index(drop=True)
+    table = table[[*first, *table.columns.difference(first, sort=False)]]
     table.attrs = {"kind": kind, "header": header}
-    return table
+    return table if lines else table.reset_index(drop=True)
 
 # %% ../../nbs/12_fields.catalog.ipynb #59a35a3e
 CATALOG_COLUMNS = (

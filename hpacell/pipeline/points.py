@@ -145,7 +145,10 @@ def _make_point(name: str, values: Mapping[str, object], steps: Mapping[str, dic
     for step in trained:  # the notebooks' default is one folder for all
         made[step].setdefault("model_folder", "{run}/model" if len(trained) == 1 else f"{{run}}/{step}")
     for step in {step for step, _ in varied}:
-        check_parameters(step, made[step])
+        try:
+            made[step].update(check_parameters(step, made[step]))
+        except ValueError as error:
+            raise ValueError(f"{params}, under 'sweep:': {error}") from None
     safe = re.sub(r"[^\w.,=+-]+", "-", name).strip("-.,") or "point"
     return SweepPoint(safe if len(safe) <= 80 else f"{safe[:70]}-{fingerprint(name)[:8]}", made), varied
 
