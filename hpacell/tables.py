@@ -129,7 +129,7 @@ def _decode_western(content: bytes, problem: str, path: str) -> str:
         text = "\x81"
     if _NOT_WESTERN.search(text):
         raise ValueError(f"{problem}, whose encoding is not certain: save it as CSV UTF-8")
-    word = next(word for word in text.replace(",", " ").replace(";", " ").split() if not word.isascii())
+    word = next((word for word in text.replace(",", " ").replace(";", " ").split() if not word.isascii()), "a blank")
     tell_once(f"{path}: expected UTF-8, got other text, taken as Windows-1252, e.g. {word[:40]!r}: save it as CSV UTF-8 if that is wrong")
     return text
 
@@ -266,10 +266,10 @@ def check_columns(names: Sequence[str], shown: Sequence[str], path: str) -> None
 
 def _kept_columns(header: Sequence[str], rows: dict[int, list[str]], path: str) -> list[int]:
     """Numbers of the columns that hold something; an error where one has no name."""
-    kept = []
+    kept: list[int] = []
     for place, cell in enumerate(header):
         cells = [row[place] for row in rows.values()] if _UNNAMED.fullmatch(column_name(cell)) else []
-        if cell and not cells or cells and any(cells) and not _is_index(cells):
+        if cell and not cells or cells and any(cells) and (kept or not _is_index(cells)):  # an index stands before all others
             kept.append(place)
             if not cell and place:
                 line, text = next((line, row[place]) for line, row in rows.items() if row[place])

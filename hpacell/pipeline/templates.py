@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from ..vocabulary import check_known
 
 # %% ../../nbs/87_pipeline.templates.ipynb #671dae80
@@ -163,6 +165,8 @@ def yaml_text(value: object) -> str:
         return f"[{', '.join(map(yaml_text, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{yaml_text(str(key))}: {yaml_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, str):
+        return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf).strip()
     return json.dumps(value, default=str)
 
 
@@ -192,7 +196,10 @@ def _hint(value: object, known: Parameter) -> str:
             return f"write it as {yaml_text(number)}"
     if known.kind == "str" and value is not None and not isinstance(value, (list, dict)):
         return f"write it in quotes, as {yaml_text(str(value).lower() if isinstance(value, bool) else str(value))}"
-    if known.kind.startswith("list") and isinstance(value, str) and value.strip(" []"):
-        return f"write it as {yaml_text([word.strip(' []') for word in value.split(',') if word.strip(' []')])}"
+    if known.kind.startswith("list") and isinstance(value, str):
+        words = [word.strip(" []") for word in value.split(",") if word.strip(" []")]
+        items = [_number_meant(word, "float") if _number_inside([word]) else word for word in words]
+        if items and None not in items:
+            return f"write it as {yaml_text(items)}"
     words = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(known.kind.partition("[")[0], "a value")
     return f"write {words}, such as the default {yaml_text(ast.literal_eval(known.default))}"
