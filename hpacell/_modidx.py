@@ -2787,6 +2787,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'hpacell/pipeline/templates.py'),
                                             'hpacell.pipeline.templates._number_meant': ( 'pipeline.templates.html#_number_meant',
                                                                                           'hpacell/pipeline/templates.py'),
+                                            'hpacell.pipeline.templates._with_numbers': ( 'pipeline.templates.html#_with_numbers',
+                                                                                          'hpacell/pipeline/templates.py'),
                                             'hpacell.pipeline.templates.check_parameters': ( 'pipeline.templates.html#check_parameters',
                                                                                              'hpacell/pipeline/templates.py'),
                                             'hpacell.pipeline.templates.list_workflows': ( 'pipeline.templates.html#list_workflows',

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hpacell.cli import main
 from hpacell.cells.windows import read_boxes
+from hpacell.cli import main
 from hpacell.columns import match_ids, read_any_table, read_numbers
 from hpacell.feed.rows import describe_crops, read_raw_rows
 from hpacell.fields.catalog import catalog_fields, read_labels
@@ -429,7 +429,7 @@ def test_hints_are_accepted(tmp_path, line, hint):
 
 
 def test_numbers_inside_of_values(tmp_path):
-    for line, said in (("model_parameters: {rate: 1e-3}", "write 1e-3 as 0.001"), ("augment: [{scale: {least: 5e-1}}]", "write 5e-1 as 0.5")):
+    for line, said in (("model_parameters: {rate: 1e-3}", "write it as {\"rate\": 0.001}, since YAML takes 1e-3"), ("augment: [{scale: {least: 5e-1}}]", r"write it as \[{\"scale\": {\"least\": 0.5}}\]")):
         with pytest.raises(ValueError, match=said):
             read_value(tmp_path, line)
     assert read_value(tmp_path, "model_parameters: {rate: 0.001}") == {"model_parameters": {"rate": 0.001}}

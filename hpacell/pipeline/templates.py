@@ -184,12 +184,23 @@ def _number_meant(text: str, kind: str) -> int | float | None:
     return None if number == 0 and re.search("[1-9]", plain.lower().partition("e")[0]) else _fit(number, kind)
 
 
+def _with_numbers(value: object) -> object:
+    """The same with numbers in place of the texts that `_number_inside` finds; 1.0 where a number is too large or small."""
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if _number_inside([value]) is None:
+        return value
+    number = _number_meant(value, "float")
+    return 1.0 if number is None else number
+
+
 def _hint(value: object, known: Parameter) -> str:
     """What to write in place of a value of the wrong type: a value that is accepted."""
     inside = _number_inside(value)
-    if inside is not None:
-        number = _number_meant(inside, "float")
-        return f"write {inside} as {yaml_text(0.001 if number is None else number)}, since YAML takes it for a text"
+    if inside is not None and known.kind.startswith(type(value).__name__):
+        return f"write it as {yaml_text(_with_numbers(value))}, since YAML takes {inside} for a text"
     if isinstance(value, str) and known.kind in ("int", "float"):
         number = _number_meant(value, known.kind)
         if number is not None:
@@ -198,8 +209,7 @@ def _hint(value: object, known: Parameter) -> str:
         return f"write it in quotes, as {yaml_text(str(value).lower() if isinstance(value, bool) else str(value))}"
     if known.kind.startswith("list") and isinstance(value, str):
         words = [word.strip(" []") for word in value.split(",") if word.strip(" []")]
-        items = [_number_meant(word, "float") if _number_inside([word]) else word for word in words]
-        if items and None not in items:
-            return f"write it as {yaml_text(items)}"
+        if words:
+            return f"write it as {yaml_text(_with_numbers(words))}"
     words = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(known.kind.partition("[")[0], "a value")
     return f"write {words}, such as the default {yaml_text(ast.literal_eval(known.default))}"
