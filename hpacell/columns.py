@@ -112,6 +112,8 @@ def without_decimals(texts: pd.Series) -> pd.Series:
     Series of str
         ``"5.0|16"`` as ``"5|16"``; other texts as they are.
     """
+    if not texts.str.contains(".0", regex=False).any():
+        return texts
     return texts.str.replace(r"(?<![^|\s])(\d+)\.0+(?![^|\s])", r"\1", regex=True)
 
 

@@ -44,7 +44,7 @@ def normal_id(text: str) -> str:
     str
         Composed Unicode (NFC), without blanks at its ends.
     """
-    return unicodedata.normalize("NFC", text).strip(_BLANKS)
+    return text.strip() if text.isascii() else unicodedata.normalize("NFC", text).strip(_BLANKS)
 
 # %% ../nbs/05_tables.ipynb #c0d47763
 _OTHER_FILES = {
@@ -141,8 +141,9 @@ csv.field_size_limit(2**31 - 1)  # run lengths make long cells
 def _cells_of(lines: Sequence[str], mark: str, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
     """Index of the first line of each record, and its cells without blanks at their ends."""
     reader, start = csv.reader(lines, delimiter=mark, skipinitialspace=True, strict=strict), 0
+    blanks = None if all(map(str.isascii, lines)) else _BLANKS  # None is faster
     for cells in reader:
-        yield start, [cell.strip(_BLANKS) for cell in cells]
+        yield start, [cell.strip(blanks) for cell in cells]
         start = reader.line_num
 
 
@@ -222,7 +223,12 @@ def _read_rows(lines: Sequence[str], known: Collection[str], path: str, what: st
         _, header = next(records)
         last += 1
         for offset, cells in records:
-            last, where = start + offset + 1, f"{path}: row {start + offset + 1}"
+            last = start + offset + 1
+            if len(cells) == len(header) and cells[0][:1] not in ("", "#"):  # most rows
+                rows[last] = cells
+                last += 1
+                continue
+            where = f"{path}: row {last}"
             if any(cells) and not _is_comment(cells, lines[start + offset], len(header), where):
                 rows[last] = _fit_row(cells, header, known, mark, where)
             last += 1

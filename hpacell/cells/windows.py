@@ -48,13 +48,15 @@ def _corners_of(table: pd.DataFrame, path: str) -> tuple[pd.DataFrame, pd.Series
     found = np.isfinite(numbers).all(axis=1)
     if found.any() and (numbers[found] >= 0).all() and (numbers[found] <= 1).all():
         raise ValueError(f"{path}: expected boxes in pixels, got numbers from 0 to 1: multiply them by the images' height and width")
-    written = table[list(form)].agg(", ".join, axis=1) if len(table) else pd.Series(dtype=str)
+    first, *others = (table[name] for name in form)
+    written = first.str.cat(others, sep=", ")
     return pd.DataFrame(numbers, table.index, list(_BOX)), written
 
 # %% ../../nbs/35_cells.windows.ipynb #2ae54d9f
 def _problems_of(frame: pd.DataFrame, corners: pd.DataFrame, written: pd.Series, labelled: bool) -> pd.Series:
     """What is wrong with each row, without its image being known; an empty text where nothing is."""
-    shown = corners.map("{:g}".format).agg(", ".join, axis=1) if len(corners) else pd.Series(dtype=str)
+    first, *others = (corners[name].map("{:g}".format).astype(str) for name in corners)
+    shown = first.str.cat(others, sep=", ")
     box = "expected row0 < row1 and col0 < col1, got " + shown + ": draw the box again, or drop the line"
     checks = (
         (~(corners.abs() < 2**31).all(axis=1), "expected four numbers, got " + written + ": fill them in, or drop the line"),
