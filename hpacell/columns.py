@@ -158,6 +158,9 @@ def read_any_table(
     return table
 
 # %% ../nbs/06_columns.ipynb #862fde99
+_ENDED = re.compile(r"(\d+)[.,]0|(?:.*[/\\])?(.+?)(?:\.ome)?\.(?:png|tiff?|jpe?g|bmp|gif|webp)", re.IGNORECASE)  # an id with what does not belong to it
+
+
 def match_ids(ids: pd.Series, names: Collection[str], path: str | Path = "table") -> pd.Series:
     """Bring ids of a table to the names that fields have.
 
@@ -173,7 +176,7 @@ def match_ids(ids: pd.Series, names: Collection[str], path: str | Path = "table"
     Returns
     -------
     Series of str
-        ``7.0`` as ``7`` where there is a field 7 and no field 7.0, which the error stream says.
+        ``7.0`` and ``7.png`` as ``7`` where there is a field 7 and no field of that name, which the error stream says.
 
     Raises
     ------
@@ -186,8 +189,9 @@ def match_ids(ids: pd.Series, names: Collection[str], path: str | Path = "table"
     if lost and rest:
         remedy = "format the column as text in the spreadsheet, fill in the ids again, and save it"
         raise ValueError(f"{path}: expected ids such as {min(rest)!r}, got {lost[0]!r}, which a spreadsheet made of an id: {remedy}")
-    whole = {name: name[:-2] for name in stated - names if re.fullmatch(r"\d+[.,]0", name) and name[:-2] in rest}
-    if whole:
-        first = min(whole)
-        tell_once(f"{path}: expected ids as the fields have them, got numbers such as {first}: taken as {whole[first]}")
-    return ids.map(lambda name: whole.get(name, name)).astype("str")
+    found = {name: match[1] or match[2] for name in stated - names if (match := _ENDED.fullmatch(name)) and (match[1] or match[2]) in rest}
+    if not found:
+        return ids
+    first = min(found)
+    tell_once(f"{path}: expected ids as the fields have them, got {len(found)} such as {first}: taken as {found[first]}")
+    return ids.map(lambda name: found.get(name, name)).astype("str")

@@ -202,13 +202,14 @@ def _is_comment(cells: Sequence[str], line: str, n_columns: int, where: str) -> 
 # %% ../nbs/05_tables.ipynb #12f9fa47
 def _fit_row(cells: list[str], header: Sequence[str], known: Collection[str], mark: str, where: str) -> list[str]:
     """Cells of a row, as many as there are columns; an error where that is not clear."""
+    n_cells = f"{len(header)} cell{'s' * (len(header) != 1)} as in the header"
     if any(cells[len(header) :]):
         remedy = f"write a cell that holds {mark!r} in double quotes, or name each column in the first row"
-        raise ValueError(f"{where}: expected {len(header)} cells as in the header, got {len(cells)}: {remedy}")
+        raise ValueError(f"{where}: expected {n_cells}, got {len(cells)}: {remedy}")
     lacking = [name for name in header[len(cells) :] if column_name(name) in known]
     if lacking:
         remedy = f"add what is missing; {mark!r} at the end of the row leaves it empty"
-        raise ValueError(f"{where}: expected {len(header)} cells as in the header, got {len(cells)}, none for the column {lacking[0]}: {remedy}")
+        raise ValueError(f"{where}: expected {n_cells}, got {len(cells)}, none for the column {lacking[0]}: {remedy}")
     return cells[: len(header)] + [""] * (len(header) - len(cells))
 
 

@@ -142,6 +142,8 @@ def parse_labels(text: str, locations: Sequence[str] = LOCATIONS, separator: str
         A number out of range or an unknown name; the message holds the nearest known one.
     """
     tokens = [token.strip() for token in str(text).split(separator)]
+    if any(mark in token for token in tokens for mark in ",;|/"):
+        raise ValueError(f"expected a known location or several with {separator!r} between them, got {text!r}: write e.g. {separator.join(locations[:2])!r}")
     found = {_location_of(token, locations) for token in tokens if token}
     return tuple(location for location in locations if location in found)
 

@@ -29,6 +29,7 @@ from hpacell.metrics.triples import read_true_cells
 from hpacell.pipeline import plan as plan_module
 from hpacell.pipeline import templates
 from hpacell.pipeline.plan import count_matches, read_params, read_plan
+from hpacell.pipeline.points import read_sweep
 from hpacell.pipeline.templates import list_workflows, yaml_text
 from hpacell.tables import normal_id, read_names, read_text_table, shown_names
 
@@ -136,6 +137,10 @@ REFUSED = [
     ("labels", 'ID,Label\nx,0\ny,"5\n', "row 3: .* quotes that do not match"),
     ("labels", 'ID,Label\nx,0\ny,"5"6\n', "quotes that do not match"),
     ("labels", "ID,Label\n#x,0\n", "row 2: expected a row, got '#x,0', which may be a comment: remove the line, or write \"#x\" in quotes"),
+    ("labels", "ID,Label\nx,0;5\n", r"row 2: expected a known location or several with '\|' between them, got '0;5': write e.g. 'nucleoplasm\|nuclear_membrane'"),
+    ("labels", 'ID,Label\nx,"[0, 5]"\n', r"several with '\|' between them"),
+    ("labels", "Id,Target\nx,0|5\n", "several with ' ' between them"),
+    ("labels", "Labels of a plate\nID,Label\nx,0\n", "row 2: expected 1 cell as in the header, got 2"),
     ("labels", "# a comment\n\n", "got no row"),
     ("labels", ",,,\n", "got no row"),
     ("labels", "id,organ,img_height\n\n1,lung,tall\n", "row 3, column img_height: expected a whole number, got 'tall': write digits alone"),
@@ -219,7 +224,8 @@ def test_ids_that_a_spreadsheet_took_for_numbers(capsys):
     labels = pd.DataFrame({"field_id": ["7.0", "8.0", "1e5"], "labels": ["cytosol", "nucleoli", "vesicles"]})
     frame = catalog_fields(sources, labels).frame
     assert dict(zip(frame["field_id"], frame["labels"], strict=True)) == {"7": "cytosol", "8.0": "nucleoli", "1e5": "vesicles"}
-    assert "numbers such as 7.0: taken as 7" in capsys.readouterr().err
+    assert "got 1 such as 7.0: taken as 7" in capsys.readouterr().err
+    assert match_ids(pd.Series(["a/x.png", "y.ome.tif", "z.png"]), ["x", "y", "z", "z.png"]).tolist() == ["x", "y", "z.png"]
     with pytest.raises(ValueError, match=r"such as '7', got '1\.23E\+59', which a spreadsheet made of an id: format the column as text"):
         match_ids(pd.Series(["1.23E+59", "8.0"]), ["7", "8.0"], "t.csv")
     with pytest.raises(ValueError, match="the files are named like '7', the table has no row"):
@@ -331,7 +337,7 @@ def test_any_table_in_any_dialect(place, table):
     place.write_bytes(content)
     first = [str(number) for number in range(len(rows))] if dialect["index"] else [row[0] for row in rows]
     known = {" ".join(name.split()).lower() for name in names}
-    filled = [[normal_id(unicodedata.normalize("NFD", cell)) if False else cell.strip() for cell in row] for row in rows]
+    filled = [[cell.strip() for cell in row] for row in rows]
     try:
         read = read_text_table(place, known=known)
     except ValueError as error:
@@ -475,6 +481,21 @@ def test_options_of_the_command_line(tmp_path):
             read_plan(path, [wrong])
         said = re.search(r"write (?:e\.g\. (?:-p )?|it as )(.*)$", str(error.value))[1]
         assert read_plan(path, [said if "=" in said else f"{wrong.partition('=')[0]}={said}"])
+
+
+@pytest.mark.parametrize("text", ["epochs: 3", "epochs:", "epochs: []", "model: batch_norm", "augment:", "train_classifier.epochs: {}"])
+def test_hints_of_sweeps_are_accepted(tmp_path, text):
+    path = tmp_path / "train_classifier.yaml"
+    path.write_text(f"sweep: {{{text}}}\n")
+    with pytest.raises(ValueError, match="expected a list of values") as error:
+        read_sweep(path)
+    path.write_text(f"sweep: {{{str(error.value).rpartition('write e.g. ')[2]}}}\n")
+    assert len(read_sweep(path).points) == 1
+    path.write_text("sweep: [3]\n")
+    with pytest.raises(ValueError, match="expected a list of runs") as error:
+        read_sweep(path)
+    path.write_text(f"sweep:\n{str(error.value).rpartition('write e.g. ')[2]}\n")
+    assert len(read_sweep(path).points) == 1
 
 
 SCALARS = st.sampled_from(["1e-7", "1e5", "1_000", "0x1F", "010", "0o10", "12:30", "1:2:3", "yes", "no", "On", "off", "~", "null", "", ".inf", "-.inf", ".nan", "2024-01-01", "30.0", "1.", ".5", "+3", "-0", "'30'", '"1e3"', "1,5", "true", "1e400", "0b11", "9" * 40, "[1e-3]", "{a: 1e-3}", "[]", "{}", "flip", "[flip, 3]", "a,b", "'[a]'", "1 000", "½", "!!str 3", "|\n  text"])

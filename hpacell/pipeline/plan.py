@@ -20,7 +20,7 @@ from ..columns import match_ids, read_any_table
 from ..fields.catalog import read_labels
 from ..fields.find import find_fields
 from ..files import join_path, path_exists, path_stem, read_bytes
-from .templates import Parameter, check_parameters, list_workflows, workflow_parameters, yaml_text
+from .templates import Parameter, check_parameters, example_parameter, list_workflows, workflow_parameters, yaml_text
 from ..vocabulary import check_known
 
 # %% ../../nbs/88_pipeline.plan.ipynb #072fa14a
@@ -196,7 +196,7 @@ def _steps_of(workflows: object, params: str | Path) -> dict[str, dict]:
     for name, values in workflows.items():
         if values is not None and not isinstance(values, dict):
             check_known("workflow", name, list_workflows())
-            example = ": ".join(_example([name]))
+            example = ": ".join(example_parameter([name]))
             raise ValueError(f"{params}: expected names with values under {name!r}, got {values!r}: write e.g. '{example}', indented, below it")
     return {name: dict(values or {}) for name, values in workflows.items()}
 
@@ -234,20 +234,13 @@ def apply_overrides(steps: dict[str, dict], overrides: Sequence[str]) -> list[tu
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"expected key=value, got {text!r}: write e.g. -p {'='.join(_example(given, text))}")
+            raise ValueError(f"expected key=value, got {text!r}: write e.g. -p {'='.join(example_parameter(given, text))}")
         for step, name in parameter_targets(given, key):
             steps[step][name] = _read_value(value, text, workflow_parameters(step)[name])
             chosen.append((step, name))
     for name, values in steps.items():
         values.update(check_parameters(name, values))
     return chosen
-
-
-def _example(steps: Iterable[str], key: str = "seed") -> tuple[str, str]:
-    """A parameter that there is, if possible the one that is named, and its default."""
-    known = {name: parameter for step in steps for name, parameter in workflow_parameters(step).items()}
-    name = key if key in known else "seed" if "seed" in known else next(iter(known))
-    return name, yaml_text(ast.literal_eval(known[name].default))
 
 # %% ../../nbs/88_pipeline.plan.ipynb #8be858ba
 def parameter_targets(steps: Mapping[str, Mapping], key: str) -> list[tuple[str, str]]:
