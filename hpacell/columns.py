@@ -74,6 +74,9 @@ def read_numbers(table: pd.DataFrame, name: str, strict: bool = True, whole: boo
     """
     texts = {text: _GROUPED.sub("", text).replace("\u2212", "-") for text in table[name].unique() if text.lower() not in NOTHING}
     decimal, separator = _decimal_of(texts.values()), table.attrs.get("separator", ",")
+    broken = next((text for text in texts.values() if whole and _EITHER.fullmatch(text) and not text.endswith("000")), "")
+    if not decimal and broken:  # 2,999 is whole only where the comma stands between thousands
+        decimal = "." if "," in broken else ","
     if not decimal and any(map(_EITHER.fullmatch, texts.values())):  # other columns may tell
         others = (set(table[other].unique()) for other in table.columns if pd.api.types.is_string_dtype(table[other]))
         decimal = _decimal_of({text for column in others for text in column if len(text) < 30})

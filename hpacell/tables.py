@@ -142,9 +142,12 @@ def _cells_of(lines: Sequence[str], mark: str, strict: bool = True) -> Iterator[
     """Index of the first line of each record, and its cells without blanks at their ends."""
     reader, start = csv.reader(lines, delimiter=mark, skipinitialspace=True, strict=strict), 0
     blanks = None if all(map(str.isascii, lines)) else _BLANKS  # None is faster
-    for cells in reader:
-        yield start, [cell.strip(blanks) for cell in cells]
-        start = reader.line_num
+    try:
+        for cells in reader:
+            yield start, [cell.strip(blanks) for cell in cells]
+            start = reader.line_num
+    except csv.Error as error:
+        raise csv.Error(start, str(error)) from None
 
 
 def column_name(cell: str) -> str:
@@ -218,24 +221,19 @@ def _read_rows(lines: Sequence[str], known: Collection[str], path: str, what: st
     start, mark = _skip_preamble(lines, known)
     if start == len(lines):
         raise ValueError(f"{path}: expected {what}, got no row, not even names of columns: give another table")
-    mark, rows, last = mark or _separator_of(lines[start:], known), {}, start
+    mark, rows = mark or _separator_of(lines[start:], known), {}
     records = _cells_of([lines[start].lstrip("# "), *lines[start + 1 :]], mark)
     try:
         _, header = next(records)
-        last += 1
         for offset, cells in records:
-            last = start + offset + 1
+            line = start + offset + 1
             if len(cells) == len(header) and cells[0][:1] not in ("", "#"):  # most rows
-                rows[last] = cells
-                last += 1
-                continue
-            where = f"{path}: row {last}"
-            if any(cells) and not _is_comment(cells, lines[start + offset], len(header), where):
-                rows[last] = _fit_row(cells, header, known, mark, where)
-            last += 1
+                rows[line] = cells
+            elif any(cells) and not _is_comment(cells, lines[line - 1], len(header), f"{path}: row {line}"):
+                rows[line] = _fit_row(cells, header, known, mark, f"{path}: row {line}")
     except csv.Error as error:
-        hint = "write each double quote inside of a cell twice, and close each cell that begins with one"
-        raise ValueError(f"{path}: row {last}: expected {what}, got quotes that do not match ({error}): {hint}") from None
+        (offset, problem), hint = error.args, "write each double quote inside of a cell twice, and close each cell that begins with one"
+        raise ValueError(f"{path}: row {start + offset + 1}: expected {what}, got quotes that do not match ({problem}): {hint}") from None
     return header, rows, mark
 
 # %% ../nbs/05_tables.ipynb #20c5b740
@@ -318,7 +316,7 @@ def read_text_table(path: str | Path, what: str = "a table (CSV)", known: Collec
     except IsADirectoryError:
         raise ValueError(f"{path}: expected {what}, got a folder: give the path of the table") from None
     text = _decode(_unpack(content, path, what), path, what)
-    header, rows, mark = _read_rows(list(io.StringIO(text, newline="")), known, path, what)
+    header, rows, mark = _read_rows(list(io.StringIO(text.rstrip("\x1a"), newline="")), known, path, what)
     kept = _kept_columns(header, rows, path)
     names = [column_name(header[place]) for place in kept]
     check_columns(names, [header[place] for place in kept], path)

@@ -83,6 +83,7 @@ FORMS = {
     "blanks before quotes": 'ID, Label\n007, "0|5"\nf2, "16"\nf3, ""\n',
     "line breaks in a cell": 'ID,Label,remark\n007,0|5,"one\ntwo, three"\nf2,16,\nf3,,\n',
     "numbers with decimals": "ID,Label\n007,0.0|5.0\nf2,16.0\nf3,\n",
+    "an end as DOS writes it": PLAIN + "\x1a",
     "no line end": PLAIN.rstrip("\n"),
     "byte order mark": "\ufeff" + PLAIN,
     "zero width blank": "\u200bID,Label\n\u200b007,0|5\nf2,16\nf3,\n",
@@ -147,7 +148,8 @@ REFUSED = [
     ("labels", "id,organ,img_height\n1,lung,3.5\n", "row 2, column img_height: expected a whole number, got '3.5'"),
     ("labels", 'id,organ,pixel_size\n1,lung,"1,024"\n', "row 2, column pixel_size: expected a number, got '1,024': write 1024 or 1.0240"),
     ("labels", "id;organ;pixel_size\n1;lung;1.024\n", "write 1024 or 1.0240"),
-    ("labels", 'id,organ,img_width\n1,lung,"1,024"\n', "column img_width: expected a whole number, got '1,024': write 1024$"),
+    ("labels", 'id,organ,img_width\n1,lung,"1,000"\n', "column img_width: expected a whole number, got '1,000': write 1000$"),
+    ("labels", 'ID,Label,remark\nx,0,"one\ntwo"\ny,"5\nz,1\n', "row 4: .* quotes that do not match"),
     ("labels", "id,organ,age\n1,lung,inf\n", "expected a number, got 'inf'"),
     ("labels", "ID,Label\n\n# one\na,0\n\na,5\n", r"1 repeated \(a in rows 4, 6\)"),
     ("labels", 'ID,Label,remark\na,0,"x\ny"\nb,99,\n', "row 4: expected a class number"),
@@ -267,6 +269,14 @@ def test_what_is_no_number_has_a_remedy_that_is_taken(text):
     for hint in re.findall(r"(?:write|or|such as) ([\d.]+\d)", str(error.value)):
         assert np.isfinite(read_numbers(pd.DataFrame({"x": [hint]}), "x")).all(), error.value
     assert read_numbers(table, "x", strict=False).isna().all()
+
+
+def test_sizes_with_thousands_and_decimals(write):
+    table = read_tissue(write('id,organ,img_height,img_width\n1,lung,"3,000","2,999"\n2,lung,"2,999",512\n'))
+    assert table[["height", "width"]].to_numpy().tolist() == [[3000, 2999], [2999, 512]]
+    assert read_tissue(write("id;organ;img_height;img_width;pixel_size\n1;lung;3000,0;2.999;0,4\n"))["width"].tolist() == [2999]
+    _, fields = read_true_cells(write("ID;Label;rle;ImageHeight;ImageWidth\nf;;;40,0;1.024\ng;;;40;60\n"))
+    assert fields[["height", "width"]].to_numpy().tolist() == [[40, 1024], [40, 60]]
 
 
 def test_headers_alone(write, tmp_path):

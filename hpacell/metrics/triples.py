@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ..columns import read_any_table, without_decimals
+from ..columns import read_any_table, read_numbers, without_decimals
 from ..files import path_name, read_bytes
 from ..masks.rle import decode_hpa_counts
 from ..masks.runs import unpack_counts
@@ -178,8 +178,10 @@ def _read_cells(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"expected {what} with field_id (or ID), labels and rle, got the columns {shown}: {remedy}")
     sizes = ["height", "width"] if {"height", "width"} <= set(table.columns) and not boxed else []
     table = table[["field_id", "labels", "rle", *sizes]].astype("str").fillna("")
-    for name in ("labels", *sizes):
-        table[name] = without_decimals(table[name])
+    table["labels"] = without_decimals(table["labels"])
+    for name in sizes:
+        numbers = read_numbers(table, name, strict=False, whole=True)
+        table[name] = table[name].mask(numbers % 1 == 0, numbers.map("{:.0f}".format))
     return table.assign(field_id=table["field_id"].map(normal_id).astype("str"))
 
 # %% ../../nbs/38_metrics.triples.ipynb #bf81db4b
