@@ -123,9 +123,9 @@ def _check_tables(cells: str = "", pairs: str = "") -> None:
 
         read_duplicates(pairs)
     if cells.lower().endswith((".csv", ".parquet")):
-        from hpacell.files import read_table
+        from hpacell.columns import read_any_table
 
-        read_table(cells)
+        read_any_table(cells)
     elif cells:
         from hpacell.feed.store import read_store
 

@@ -112,7 +112,7 @@ def _location_of(token: str, locations: Sequence[str]) -> str:
             return locations[int(token)]
         raise ValueError(
             f"expected a class number from 0 to {len(locations) - 1}, got {token}: "
-            "check the labels file, or name the vocabulary that it was written with"
+            "write a number in this range, or the name of the location"
         )
     slug = "_".join(token.lower().replace("-", " ").replace("_", " ").split())
     check_known("location", slug, locations)
@@ -142,6 +142,8 @@ def parse_labels(text: str, locations: Sequence[str] = LOCATIONS, separator: str
         A number out of range or an unknown name; the message holds the nearest known one.
     """
     tokens = [token.strip() for token in str(text).split(separator)]
+    if any(mark in token for token in tokens for mark in ",;|/"):
+        raise ValueError(f"expected a known location or several with {separator!r} between them, got {text!r}: write e.g. {separator.join(locations[:2])!r}")
     found = {_location_of(token, locations) for token in tokens if token}
     return tuple(location for location in locations if location in found)
 

@@ -100,12 +100,12 @@ def test_ids_and_paths_of_every_kind(write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "expected a CSV of pairs, got No columns"),
+        ("", "expected a CSV of pairs, got no row"),
         (b"\x1f\x8bnot gzip at all", "expected a CSV of pairs"),
         (gzip.compress(b"one,other\na,b\n" * 50)[:-12], "expected a CSV of pairs"),
         (b"one,other\n\xff\xfe,b\n", "expected a CSV of pairs"),
         ("field_id\na\n", "expected two columns of ids, got field_id"),
-        ("one,other\na,b\n ,d\n", r"expected two ids in each row, got \[' ', 'd'\] in row 3"),
+        ("one,other\na,b\n ,d\n", r"expected two ids in each row, got \['', 'd'\] in row 3"),
         ("one,other\na,b\ndata/\n", "in row 3"),
         ("train/a,train/b\ntrain/c,train/d\n", "got the id 'train/a'"),
         ("6d856b08-bb99,b770e17c-bba6\nx,y\n", "got the id '6d856b08-bb99'"),

@@ -544,7 +544,7 @@ def test_rows_are_counted_as_a_spreadsheet_does(tmp_path):
     with pytest.raises(FieldError, match="got notes.txt in row 5"):
         find_fields(tmp_path / "fields.csv")
     (tmp_path / "fields.csv").write_text('path\n"' + "x" * 200_000 + '"\n')
-    with pytest.raises(FieldError, match="expected a CSV of paths, got field larger than field limit"):
+    with pytest.raises(FieldError, match="expected images in column 'path', got x{80} in row 2"):
         find_fields(tmp_path / "fields.csv")
 
 

@@ -150,8 +150,8 @@ b,red,-1,0,5,5
 """
     table = read_boxes(write(text))
     bad = table[table["problem"] != ""]
-    assert bad["line"].tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]  # the last row is bad only in its image
-    kinds = ["row0 < row1"] * 2 + ["four numbers"] * 4 + ["the name of an image", "a class", "row0 < row1", "four numbers"]
+    assert bad["line"].tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11]  # a blank line is no row; the last row is bad only in its image
+    kinds = ["row0 < row1"] * 2 + ["four numbers"] * 4 + ["the name of an image", "a class", "row0 < row1"]
     for problem, kind in zip(bad["problem"], kinds, strict=True):
         assert problem.startswith("expected") and kind in problem and "got" in problem, problem
     assert table.loc[table["field_id"] == "a", "cell_id"].tolist() == list(range(1, 10))  # a repaired line changes no other number

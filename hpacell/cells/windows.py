@@ -6,7 +6,6 @@
 __all__ = ['SCALES', 'read_boxes', 'outside_of', 'window_sides', 'cut_windows']
 
 # %% ../../nbs/35_cells.windows.ipynb #dc110d46
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from ..columns import read_numbers
 from ..fields.find import IMAGE_SUFFIXES
 from ..fields.depth import to_uint8
-from ..files import read_bytes
+from ..tables import normal_id, read_text_table, shown_names
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, check_known, format_labels, location_title
 
 # %% ../../nbs/35_cells.windows.ipynb #f9e46bd7
@@ -26,50 +26,40 @@ _CLASSES = ("labels", "label", "cell_type", "class", "class_name", "category")
 _CORNERS = (("row0", "col0", "row1", "col1"), ("ymin", "xmin", "ymax", "xmax"))
 _SIDES = (("y", "x", "h", "w"), ("y", "x", "height", "width"))
 _BOX = ("row0", "col0", "row1", "col1")
+_KNOWN = (*_IMAGES, *_CLASSES, *_CORNERS[0], *_CORNERS[1], *_SIDES[0], *_SIDES[1])
 
 
 def _image_of(text: str) -> str:
     """Name of an image from its name or path."""
-    name = text.strip().replace("\\", "/").rsplit("/", 1)[-1]
+    name = normal_id(text).replace("\\", "/").rsplit("/", 1)[-1]
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
-# %% ../../nbs/35_cells.windows.ipynb #253fd8e9
-def _read_table(path: str) -> pd.DataFrame:
-    """A CSV with every cell as text and column names in lower case."""
-    try:
-        content = io.BytesIO(read_bytes(path))
-        table = pd.read_csv(content, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig", skip_blank_lines=False)
-    except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise ValueError(f"{path}: expected a CSV of boxes, got {error}: save it as UTF-8 CSV") from None
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    if not table.columns.is_unique:
-        twice = table.columns[table.columns.duplicated()][0]
-        raise ValueError(f"{path}: expected each column once, in capitals or not, got {twice} twice: rename or drop one of them")
-    return table
-
 # %% ../../nbs/35_cells.windows.ipynb #bf6e6f5a
-def _corners_of(table: pd.DataFrame, path: str) -> pd.DataFrame:
-    """row0, col0, row1, col1 as float64; NaN for what is no number."""
+def _corners_of(table: pd.DataFrame, path: str) -> tuple[pd.DataFrame, pd.Series]:
+    """row0, col0, row1, col1 as float64, NaN for what is no number; and what is written."""
     form = next((names for names in (*_CORNERS, *_SIDES) if set(names) <= set(table.columns)), None)
     if form is None:
         forms = " or ".join(",".join(names) for names in (*_CORNERS, *_SIDES))
-        raise ValueError(f"{path}: expected the columns {forms}, got {', '.join(table.columns[:12])}: rename the columns of the boxes so")
-    numbers = table[list(form)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64, copy=True)
+        raise ValueError(f"{path}: expected the columns {forms}, got {shown_names(table)}: rename the columns of the boxes so")
+    numbers = np.stack([read_numbers(table, name, strict=False) for name in form], axis=1)
     if form in _SIDES:
         numbers[:, 2:] += numbers[:, :2]
     found = np.isfinite(numbers).all(axis=1)
     if found.any() and (numbers[found] >= 0).all() and (numbers[found] <= 1).all():
         raise ValueError(f"{path}: expected boxes in pixels, got numbers from 0 to 1: multiply them by the images' height and width")
-    return pd.DataFrame(numbers, columns=list(_BOX))
+    first, *others = (table[name] for name in form)
+    written = first.str.cat(others, sep=", ")
+    return pd.DataFrame(numbers, table.index, list(_BOX)), written
 
 # %% ../../nbs/35_cells.windows.ipynb #2ae54d9f
-def _problems_of(frame: pd.DataFrame, corners: pd.DataFrame, labelled: bool) -> pd.Series:
+def _problems_of(frame: pd.DataFrame, corners: pd.DataFrame, written: pd.Series, labelled: bool) -> pd.Series:
     """What is wrong with each row, without its image being known; an empty text where nothing is."""
-    shown = corners.map("{:g}".format).agg(", ".join, axis=1) if len(corners) else pd.Series(dtype=str)
+    first, *others = (corners[name].map("{:g}".format).astype(str) for name in corners)
+    shown = first.str.cat(others, sep=", ")
     box = "expected row0 < row1 and col0 < col1, got " + shown + ": draw the box again, or drop the line"
     checks = (
-        (~(corners.abs() < 2**31).all(axis=1), "expected four numbers, got " + shown + ": fill them in, or drop the line"),
+        (~(corners.abs() < 2**31).all(axis=1), "expected four numbers, got " + written + ": fill them in, or drop the line"),
         ((corners["row1"].round() <= corners["row0"].round()) | (corners["col1"].round() <= corners["col0"].round()), box),
         (frame["field_id"] == "", "expected the name of an image, got none: fill it in, or drop the line"),
         ((frame["labels"] == "") & labelled, "expected a class, got none: fill it in, or drop the line"),
@@ -93,7 +83,7 @@ def _labels_of(texts: pd.Series, classes: Sequence[str] | None, path: str) -> pd
         try:
             check_known("class", part, known)
         except ValueError as error:
-            line = int(np.argmax(texts.map(lambda text, part=part: part in parts[text]))) + 2
+            line = texts.map(lambda text, part=part: part in parts[text]).idxmax()
             remedy = "" if classes is not None else "; or name all classes, if these are not locations of the Atlas"
             raise ValueError(f"{path}: line {line}: {error}{remedy}") from None
     joined = {text: format_labels(list(dict.fromkeys(slugs.get(part, part) for part in some))) for text, some in parts.items()}
@@ -106,7 +96,7 @@ def read_boxes(csv: str | Path, classes: Sequence[str] | None = None) -> pd.Data
     Parameters
     ----------
     csv : path or str
-        A row for each box, with one of the sets of columns above; local or an fsspec address.
+        A row for each box, with one of the sets of columns above, in any form that `hpacell.tables.read_text_table` reads.
     classes : sequence of str, optional
         The classes that may occur. By default any; but all of them locations of the Atlas if one is.
 
@@ -115,7 +105,7 @@ def read_boxes(csv: str | Path, classes: Sequence[str] | None = None) -> pd.Data
     DataFrame
         A row for each line, in their order: field_id (name of the image), cell_id (number of the box in its image,
         from 1), labels, row0, col0, row1, col1 (Int64, half-open pixels, NA where there is no box), line (in the
-        file, the first box is in line 2), problem (what is wrong and what to do; empty for a good box), and the
+        file), problem (what is wrong and what to do; empty for a good box), and the
         columns of the table that are none of these.
 
     Raises
@@ -126,19 +116,20 @@ def read_boxes(csv: str | Path, classes: Sequence[str] | None = None) -> pd.Data
         No such file.
     """
     path = str(csv)
-    table = _read_table(path)
+    table = read_text_table(path, "a CSV of boxes", _KNOWN)
     image, label = (next((name for name in names if name in table), None) for names in (_IMAGES, _CLASSES))
     if image is None:
-        raise ValueError(f"{path}: expected a column {' or '.join(_IMAGES)}, got {', '.join(table.columns[:12])}: name the image in each row")
-    corners = _corners_of(table, path)
+        raise ValueError(f"{path}: expected a column {' or '.join(_IMAGES)}, got {shown_names(table)}: name the image in each row")
+    corners, written = _corners_of(table, path)
     frame = pd.DataFrame({"field_id": table[image].map(_image_of).astype(str)})
     frame["cell_id"] = frame.groupby("field_id").cumcount() + 1
-    frame["labels"] = _labels_of(table[label].str.strip(), classes, path) if label else ""
+    frame["labels"] = _labels_of(table[label], classes, path) if label else ""
     frame[list(_BOX)] = corners.where(corners.abs() < 2**31).round().astype("Int64")
-    frame["line"] = frame.index + 2
-    frame["problem"] = _problems_of(frame, corners, label is not None)
+    frame["line"] = frame.index
+    frame["problem"] = _problems_of(frame, corners, written, label is not None)
     forms = {name for names in (*_CORNERS, *_SIDES) for name in names}
-    return frame.join(table.drop(columns=list({image, label, *forms, *frame.columns} & set(table.columns))))
+    others = table.drop(columns=list({image, label, *forms, *frame.columns} & set(table.columns)))
+    return frame.join(others).reset_index(drop=True)
 
 # %% ../../nbs/35_cells.windows.ipynb #975a8f86
 def outside_of(boxes: pd.DataFrame, shape: Sequence[int]) -> pd.Series:

@@ -21,7 +21,7 @@ from ..cells.crops import crop_cells
 from ..cells.windows import cut_windows, outside_of, read_boxes, window_sides
 from .choice import check_whole, label_locations
 from .parts import to_rows
-from .rows import describe_array, describe_crops, read_raw_rows
+from .rows import describe_array, describe_crops
 from .store import ORIGIN_NAME, CropStore, check_target, read_manifest
 from .writer import StoreWriter
 from ..fields.decode import decode_image
@@ -31,6 +31,7 @@ from ..fields.depth import IntensityScale, decide_scale, measure_brightness, mis
 from ..fields.read import Field, FieldError, FieldSource, Reading, read_field
 from ..files import check_local, fingerprint, is_remote, join_path, list_files, path_exists, read_bytes, read_json
 from ..progress import progress
+from ..tables import read_names
 from ..vocabulary import CHANNELS, HPA_COLOURS, LOCATIONS, LOCATIONS_2018, count_of, format_labels
 
 # %% ../../nbs/57_feed.foreign.ipynb #ad216d3d
@@ -108,7 +109,7 @@ def _find_images(folder: str, pattern: str | None, channels, reading: Reading | 
     about, table = join_path(folder, "export.json"), join_path(folder, "labels.csv")
     if channels is None and path_exists(about):
         channels = {name: name for name in read_json(about).get("channels", ())} or None
-    listed = not pattern and path_exists(table) and "path" in read_raw_rows(table)
+    listed = not pattern and path_exists(table) and "path" in read_names(table, ("path", "crop_id"))
     sources = find_fields(table if listed else folder, pattern=pattern, channels=channels, reading=reading)
     return _Images(sources, *_sample_images(sources, scale))
 

@@ -6,24 +6,23 @@
 __all__ = ['read_raw_rows', 'describe_crops', 'describe_array']
 
 # %% ../../nbs/46_feed.rows.ipynb #6a021c98
-import io
 import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-import numpy as np
 import pandas as pd
 
+from ..columns import read_any_table, without_decimals
 from ..fields.catalog import read_labels
 from ..fields.find import IMAGE_SUFFIXES, check_field_id
-from ..files import path_stem, read_bytes, read_table
+from ..files import path_stem
+from ..tables import normal_id
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, format_labels, parse_labels
 
 # %% ../../nbs/46_feed.rows.ipynb #481b1ea1
 _TEXTS = ("crop_id", "id", "field_id", "field", "cell_id", "labels", "label", "path")
-_NUMBER = re.compile(r"|-?(?:0|[1-9]\d{0,14})?(?:\.\d*)?(?:[eE][+-]?\d+)?")  # 0012 is a name; longer ones would be rounded
 
 
 def read_raw_rows(path: str) -> pd.DataFrame:
@@ -37,27 +36,14 @@ def read_raw_rows(path: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Its rows; in a CSV ids, and what only looks like a number (``0012``), stay text.
+        Its rows, by their line in the file; in a CSV ids, and what only looks like a number (``0012``), stay text.
 
     Raises
     ------
     ValueError
         The table cannot be read, or has a column twice.
     """
-    is_csv = not str(path).lower().endswith(".parquet")
-    try:
-        table = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=str, keep_default_na=False, encoding="utf-8-sig") if is_csv else read_table(path)
-    except ValueError as error:  # the parsers' errors are ValueErrors
-        raise ValueError(f"{path}: expected a table of crops, got {error}: save it as UTF-8 CSV") from None
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    if not table.columns.is_unique:
-        twice = table.columns[table.columns.duplicated()][0]
-        raise ValueError(f"{path}: expected each column once, in capitals or not, got {twice} twice: rename or drop one of them")
-    for name in table.columns.difference(_TEXTS) if is_csv else ():
-        numbers = pd.to_numeric(table[name], errors="coerce") if all(map(_NUMBER.fullmatch, table[name])) else None
-        if numbers is not None and numbers.notna().equals(table[name] != ""):
-            table[name] = numbers
-    return table
+    return read_any_table(path, "a table of crops (CSV or Parquet)", texts=_TEXTS, known=_TEXTS)
 
 # %% ../../nbs/46_feed.rows.ipynb #05ddced5
 def _parse_text(text: str, where: str) -> str:
@@ -81,14 +67,15 @@ def _read_rows(path: str) -> pd.DataFrame:
     table = table.rename(columns={k: v for k, v in _RENAMED.items() if k in table and v not in table})
     table = table.rename(columns={name: f"table_{name}" for name in _OWN_COLUMNS if f"table_{name}" not in table}).drop(columns=[*_OWN_COLUMNS], errors="ignore")
     for name in table.columns.intersection(["crop_id", "field_id"]):
-        table[name] = table[name].astype("str").fillna("").str.strip()
+        table[name] = table[name].astype("str").fillna("").map(normal_id).astype("str")
     if "crop_id" in table and (table["crop_id"] == "").any():
-        row = int(np.argmax(table["crop_id"] == "")) + 1
+        row = (table["crop_id"] == "").idxmax()
         raise ValueError(f"{path}: expected the name of a crop in each row, got none in row {row}: fill it in, or drop the row")
     if "labels" in table:
-        texts = table["labels"].fillna("").astype("str")
-        table["labels"] = texts.map({text: _parse_text(text, path) for text in texts.unique()}).astype("str")
-    return table
+        texts = without_decimals(table["labels"].fillna("").astype("str"))
+        first = texts.drop_duplicates()
+        table["labels"] = texts.map({text: _parse_text(text, f"{path}: row {row}") for row, text in first.items()}).astype("str")
+    return table.reset_index(drop=True)
 
 
 def _has_row_per_crop(table: pd.DataFrame) -> bool:

@@ -7,8 +7,6 @@ __all__ = ['CATALOG_COLUMNS', 'read_labels', 'Catalog', 'catalog_fields', 'split
 
 # %% ../../nbs/12_fields.catalog.ipynb #e8c00db3
 import difflib
-import gzip
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +18,9 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ..columns import match_ids, read_numbers, without_decimals
 from .find import FieldSource, check_field_id, find_fields
-from ..files import read_bytes
+from ..tables import check_columns, normal_id, read_text_table, shown_names
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, ORGANS, format_labels, parse_labels
 
 # %% ../../nbs/12_fields.catalog.ipynb #505ddb19
@@ -31,6 +30,7 @@ _RENAMED = {
     "pixel_size": "pixel_um", "cell counts": "n_cells",
 }  # fmt: skip
 _NUMBERS = ("height", "width", "pixel_um", "age", "n_cells", "tissue_thickness", "fold")
+_WHOLE = ("height", "width", "n_cells")
 _KINDS = (
     ({"id", "label"}, "scc", LOCATIONS, "|"),
     ({"id", "target"}, "hpa2018", LOCATIONS_2018, " "),
@@ -38,27 +38,14 @@ _KINDS = (
     ({"id", "organ"}, "hubmap", LOCATIONS, "|"),
 )
 
-# %% ../../nbs/12_fields.catalog.ipynb #aac11f0c
-def _read_text_table(path: str) -> pd.DataFrame:
-    """A CSV or TSV, also in gzip, with every cell as text and column names in lower case."""
-    content = read_bytes(path)
-    try:
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        separator = "\t" if ".tsv" in path.lower() else ","
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, sep=separator)
-    except (ValueError, OSError, EOFError) as error:  # pandas' parser errors are ValueErrors
-        raise ValueError(f"{path}: expected a CSV of labels, got {error}: save it as UTF-8 CSV") from None
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    return table
-
 # %% ../../nbs/12_fields.catalog.ipynb #9a90fbc7
 def _check_ids(ids: pd.Series, path: str) -> None:
     """Every id once, and each fit to name a file."""
-    for row, field_id in enumerate(ids, 2):
+    for row, field_id in ids.items():
         check_field_id(field_id, path, f"in row {row}")
     again = ids[ids.duplicated(keep=False)]
     if len(again):
-        rows = {name: [str(i + 2) for i in np.flatnonzero(ids == name)[:5]] for name in again.unique()[:3]}
+        rows = {name: [str(row) for row in ids.index[ids == name][:5]] for name in again.unique()[:3]}
         shown = "; ".join(f"{name} in rows {', '.join(where)}" for name, where in rows.items())
         n = again.nunique()
         raise ValueError(f"{path}: expected every id once, got {n} repeated ({shown}): keep one row for each field")
@@ -71,9 +58,9 @@ def _each_once(texts: pd.Series, parse: Callable[[str], object], path: str) -> p
         try:
             parsed[text] = parse(text)
         except ValueError as error:
-            rows = np.flatnonzero(texts == text)
+            rows = texts.index[texts == text]
             more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
-            raise ValueError(f"{path}: row {rows[0] + 2}{more}: {error}") from None
+            raise ValueError(f"{path}: row {rows[0]}{more}: {error}") from None
     return texts.map(parsed)
 
 # %% ../../nbs/12_fields.catalog.ipynb #fcdfa285
@@ -103,14 +90,28 @@ def _sex_of(text: str) -> str:
     raise ValueError(f"expected Female, Male or nothing as the sex, got {text!r}: {hint}")
 
 # %% ../../nbs/12_fields.catalog.ipynb #09f71f50
-def read_labels(csv: str | Path) -> pd.DataFrame:
+def _renamed(table: pd.DataFrame, path: str) -> pd.DataFrame:
+    """Columns under the names of a catalog, numbers as numbers; without those that say the labels again."""
+    again = {"idx", "in_trainset", *(name.replace("_", " ") for name in (*LOCATIONS, *LOCATIONS_2018))}
+    table = table.drop(columns=list(again & set(table.columns)))
+    names = [_RENAMED.get(name, name) if _RENAMED.get(name) not in table.columns else name for name in table.columns]
+    check_columns(names, [table.attrs["names"][name] for name in table.columns], path)
+    for old, new in zip(table.columns, names, strict=True):
+        if new in _NUMBERS:
+            table[old] = read_numbers(table, old, whole=new in _WHOLE)
+    return table.set_axis(names, axis=1)
+
+
+def read_labels(csv: str | Path, lines: bool = False) -> pd.DataFrame:
     """Read a table of labels, whichever of the known kinds it is.
 
     Parameters
     ----------
     csv : path or str
         HPA single cell (``ID,Label``), HPA 2018 (``Id,Target``), HuBMAP (``id,organ,…``) or hpacell's own
-        (``field_id,labels``); local or an fsspec address, also gzipped.
+        (``field_id,labels``), in any form that `hpacell.tables.read_text_table` reads.
+    lines : bool
+        Keep the line of each row in the file as the index.
 
     Returns
     -------
@@ -121,35 +122,31 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        A table of another kind, an unknown label, organ or sex (with row and nearest known name), an id that occurs
-        twice, or one that is empty or cannot be a file's name.
+        A table of another kind, an unknown label, organ or sex (with row and nearest known name), a text where a number
+        should be, an id that occurs twice, or one that is empty or cannot be a file's name.
     FileNotFoundError
         No such file.
     """
     path = str(csv)
-    table = _read_text_table(path)
+    table = read_text_table(path, "a CSV of labels", {name for names, *_ in _KINDS for name in names})
     known = next((kind for kind in _KINDS if kind[0] <= set(table.columns)), None)
     if known is None:
-        got = ", ".join(table.columns[:12])
-        raise ValueError(f"{path}: expected the columns ID,Label or Id,Target or id,organ or field_id,labels, got {got}: rename the columns of ids and labels so")
+        remedy = "rename the columns of ids and labels so"
+        raise ValueError(f"{path}: expected the columns ID,Label or Id,Target or id,organ or field_id,labels, got {shown_names(table)}: {remedy}")
     _, kind, locations, separator = known
-    one_hot = {name.replace("_", " ") for name in (*LOCATIONS, *LOCATIONS_2018)}
-    table = table.drop(columns=[c for c in table.columns if c in one_hot or c in ("idx", "in_trainset")])
-    table = table.rename(columns={k: v for k, v in _RENAMED.items() if k in table.columns and v not in table.columns})
-    table["field_id"] = table["field_id"].str.strip()
+    header, table = table.attrs["header"], _renamed(table, path)
+    table["field_id"] = table["field_id"].map(normal_id).astype(str)
     _check_ids(table["field_id"], path)
-    texts = table["labels"].str.strip() if "labels" in table else pd.Series("", index=table.index)
+    texts = without_decimals(table["labels"]) if "labels" in table else pd.Series("", index=table.index)
     labels = _each_once(texts, lambda text: parse_labels(text, locations, separator), path)
     table["labels"], table["n_labels"] = labels.map(format_labels).astype(str), labels.map(len).astype("int64")
     for name, parse in (("organ", _organ_of), ("sex", _sex_of)):
         if name in table:
             table[name] = _each_once(table[name], parse, path)
-    for name in table.columns.intersection(_NUMBERS):
-        table[name] = pd.to_numeric(table[name], errors="coerce")
-    first = ["field_id", "labels", "n_labels"]
-    table = table[first + [name for name in table.columns if name not in first]]
-    table.attrs["kind"] = kind
-    return table
+    first = ("field_id", "labels", "n_labels")
+    table = table[[*first, *table.columns.difference(first, sort=False)]]
+    table.attrs = {"kind": kind, "header": header}
+    return table if lines else table.reset_index(drop=True)
 
 # %% ../../nbs/12_fields.catalog.ipynb #59a35a3e
 CATALOG_COLUMNS = (
@@ -235,11 +232,12 @@ def catalog_fields(sources: Sequence[FieldSource] | str | Path, labels: pd.DataF
     missing_files: tuple[str, ...] = ()
     missing_labels: tuple[str, ...] = ()
     if labels is not None:
-        labels = labels if isinstance(labels, pd.DataFrame) else read_labels(labels)
+        labels, table = (labels, "labels") if isinstance(labels, pd.DataFrame) else (read_labels(labels), labels)
+        labels = labels.assign(field_id=match_ids(labels["field_id"], frame["field_id"], table))
         missing_files = tuple(sorted(set(labels["field_id"]) - set(frame["field_id"])))
         missing_labels = tuple(sorted(set(frame["field_id"]) - set(labels["field_id"])))
         if len(frame) and len(missing_labels) == len(frame):
-            named = f"the files are named like {missing_labels[0]!r}, the table like {missing_files[0] if missing_files else ''!r}"
+            named = f"the files are named like {missing_labels[0]!r}, the table " + (f"like {missing_files[0]!r}" if missing_files else "has no row")
             raise ValueError(f"expected labels for the fields, got none: {named}: give the table that belongs to this folder")
         frame = frame.merge(labels, on="field_id", how="left", suffixes=("", "_stated"))
         for name in ("height", "width", "path"):

@@ -6,8 +6,6 @@
 __all__ = ['read_duplicates', 'group_duplicates']
 
 # %% ../../nbs/17_fields.duplicates.ipynb #a4b66450
-import gzip
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,12 +17,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from .find import IMAGE_SUFFIXES
-from ..files import read_bytes
+from ..tables import normal_id, read_text_table, shown_names
 
 # %% ../../nbs/17_fields.duplicates.ipynb #414a4edb
+_PAIR = ["field_id_a", "field_id_b"]
+
+
 def _field_of(text: str) -> str:
     """Id of a field from an id or a path."""
-    name = text.strip().replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
+    name = normal_id(text).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
@@ -44,7 +45,8 @@ def read_duplicates(csv: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     csv : path or str
-        Its first two columns hold ids, or paths that end in them; local or an fsspec address, also gzipped.
+        Its columns field_id_a and field_id_b hold ids, or paths that end in them; without such names its first two do,
+        after one that counts the rows. In any form that `hpacell.tables.read_text_table` reads.
 
     Returns
     -------
@@ -59,23 +61,20 @@ def read_duplicates(csv: str | Path) -> pd.DataFrame:
         No such file.
     """
     path = str(csv)
-    content = read_bytes(path)
-    try:
-        content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
-    except (ValueError, OSError, EOFError) as error:  # pandas' parser errors are ValueErrors
-        raise ValueError(f"{path}: expected a CSV of pairs, got {error}: save it as UTF-8 CSV, or copy it again") from None
+    table = read_text_table(path, "a CSV of pairs", _PAIR)
+    if not set(_PAIR) <= set(table.columns) and len(table.columns) > 2:
+        table = table.drop(columns=[name for name in table.columns[:1] if name in ("index", "row", "no", "nr", "#")])
     if table.shape[1] < 2:
-        got = ", ".join(map(str, table.columns)) or "none"
-        raise ValueError(f"{path}: expected two columns of ids, got {got}: give a list with a pair in each row")
-    pairs = table.iloc[:, :2].map(_field_of)
-    _check_header([str(name) for name in pairs.columns], pairs, path)
-    pairs.columns = ["field_id_a", "field_id_b"]
-    lacking = (pairs == "").any(axis=1).to_numpy()
+        raise ValueError(f"{path}: expected two columns of ids, got {shown_names(table)}: give a list with a pair in each row")
+    chosen = table[_PAIR] if set(_PAIR) <= set(table.columns) else table.iloc[:, :2]
+    pairs = chosen.map(_field_of)
+    _check_header([table.attrs["names"][name] for name in pairs.columns], pairs, path)
+    pairs.columns = _PAIR
+    lacking = (pairs == "").any(axis=1)
     if lacking.any():
-        row = int(np.argmax(lacking)) + 2
-        raise ValueError(f"{path}: expected two ids in each row, got {table.iloc[row - 2, :2].tolist()} in row {row}: fill it in, or drop the row")
-    return pairs.astype(str)
+        row = lacking.idxmax()
+        raise ValueError(f"{path}: expected two ids in each row, got {chosen.loc[row].tolist()} in row {row}: fill it in, or drop the row")
+    return pairs.astype(str).reset_index(drop=True)
 
 # %% ../../nbs/17_fields.duplicates.ipynb #186af51d
 def group_duplicates(field_ids: Sequence[str], pairs: pd.DataFrame) -> np.ndarray:

@@ -6,8 +6,6 @@
 __all__ = ['IMAGE_SUFFIXES', 'check_field_id', 'FieldSource', 'find_fields', 'check_has_nucleus']
 
 # %% ../../nbs/09_fields.find.ipynb #23edd52e
-import csv
-import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fsspec
+import pandas as pd
 
 from .image import FieldError, Reading, refusal
 from .tiff_metadata import stain_of
-from ..files import is_remote, join_path, list_files, path_name, read_bytes
+from ..files import is_remote, join_path, list_files, path_name
+from ..tables import normal_id, read_text_table, shown_names
 from ..vocabulary import CHANNELS, HPA_COLOURS
 
 # %% ../../nbs/09_fields.find.ipynb #34892158
@@ -194,37 +194,36 @@ def _by_pattern(folder: str, pattern: str) -> list[_File]:
     return files
 
 # %% ../../nbs/09_fields.find.ipynb #70c1b25a
-def _csv_rows(path: str) -> list[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row of a CSV, with column names in lower case."""
+def _csv_rows(path: str, renames: Mapping[str, str]) -> pd.DataFrame:
+    """Cells of a CSV of paths as text, by their line in the file, with column names in lower case."""
     try:
-        reader = csv.reader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""))
-        rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise refusal(path, "a CSV of paths", str(error), "check the path; save the table as UTF-8") from None
-    names = [name.strip().lower() for name in rows[0][1]] if rows else []
-    return [(line, dict(zip(names, (cell.strip() for cell in row), strict=False))) for line, row in rows[1:]]
+        return read_text_table(path, "a CSV of paths", ("path", "field_id", "id", *HPA_COLOURS, *CHANNELS, *renames))
+    except OSError as error:
+        raise refusal(path, "a CSV of paths", str(error), "check the path") from None
+    except ValueError as error:
+        raise FieldError(f"{error}") from None
 
 # %% ../../nbs/09_fields.find.ipynb #f3c64787
 def _by_table(path: str, renames: Mapping[str, str]) -> list[_File]:
     """Files that a CSV names."""
-    rows = _csv_rows(path)
-    columns = list(rows[0][1]) if rows else []
+    table = _csv_rows(path, renames)
+    columns = list(table.columns)
     ids = next((name for name in ("field_id", "id") if name in columns), None)
     stains = [name for name in columns if name in HPA_COLOURS or name in CHANNELS or name in renames]
-    if not stains and "path" not in columns:
-        shown = f"the columns {', '.join(columns)}" if columns else "no rows"
+    if not stains and "path" not in columns or table.empty:
+        shown = "no rows" if table.empty else f"the columns {shown_names(table)}"
         raise refusal(path, "a column 'path' or one column per channel", shown, "name the columns so")
     folder = path[: len(path) - len(path_name(path))] or "."
     files: list[_File] = []
-    for line, row in rows:
-        field_id = row.get(ids, "") if ids else None
+    for line, row in zip(table.index, table.to_dict("records"), strict=True):
+        field_id = normal_id(row[ids]) if ids else None
         if ids:
             check_field_id(field_id, path, f"in row {line}")
         for column in stains or ["path"]:
-            cells = [cell for cell in row.get(column, "").split("|") if cell]
+            cells = [cell for cell in row[column].split("|") if cell]
             wrong = next((cell for cell in cells if _stem(cell) is None), None)
             if wrong or not cells:
-                where = f"{wrong or 'nothing'} in row {line}"
+                where = f"{wrong[:80] if wrong else 'nothing'} in row {line}"
                 raise refusal(path, f"images in column {column!r}", where, "correct the row, or drop it")
             whole = [c if is_remote(c) or os.path.isabs(c) else join_path(folder, c) for c in cells]
             found = _by_ending(whole, renames, masks=True)

@@ -6,19 +6,21 @@
 __all__ = ['describe_problem', 'CocoCells', 'coco_file', 'find_coco', 'rows_file', 'find_rows']
 
 # %% ../../nbs/32_masks.archives.ipynb #5c8e2297
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
+from ..columns import read_numbers
 from ..fields.find import IMAGE_SUFFIXES
 from ..fields.image import refusal
 from .coco import CocoImage, CocoProblem, read_coco
 from .labelled import KaggleRuns, LabelledImage, Truth, paint_truth
-
-if TYPE_CHECKING:
-    import pandas as pd
+from ..tables import normal_id, read_names, read_text_table
 
 # %% ../../nbs/32_masks.archives.ipynb #58d3153a
 def describe_problem(problem: CocoProblem) -> tuple[str, str]:
@@ -91,8 +93,8 @@ def _pictures_below(folders: Iterable[Path]) -> dict[str, str]:
     for folder in folders:
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                found.setdefault(path.name, str(path))
-                found.setdefault(path.stem, str(path))
+                found.setdefault(normal_id(path.name), str(path))
+                found.setdefault(normal_id(path.stem), str(path))
     return found
 
 # %% ../../nbs/32_masks.archives.ipynb #1c9b65a6
@@ -157,12 +159,15 @@ def find_coco(path: Path, target: str | None = None, images: Path | None = None)
     found = []
     for image_id, image in zip(_image_ids([image.file_name for image in dataset.images]), dataset.images, strict=True):
         exact = next((str(folder / image.file_name) for folder in folders if (folder / image.file_name).is_file()), None)
-        chosen = exact or pictures.get(Path(image.file_name.replace("\\", "/")).name)
+        chosen = exact or pictures.get(normal_id(Path(image.file_name.replace("\\", "/")).name))
         cells = CocoCells(image, category, tuple(problems.get(image.image_id, ())))
         found.append(LabelledImage(image_id, (chosen,) if chosen else (), labels_at=cells, expected_at=f"in {', '.join(map(str, folders))}"))
     return found
 
 # %% ../../nbs/32_masks.archives.ipynb #054d1ab2
+_KAGGLE = ("imageid", "encodedpixels")
+
+
 def rows_file(path: Path) -> Path | None:
     """The table of run lengths of a folder, or the file itself.
 
@@ -181,31 +186,28 @@ def rows_file(path: Path) -> Path | None:
 
 
 def _has_rows(path: Path) -> bool:
-    """Whether the first line of a CSV has Kaggle's columns."""
-    if path.suffix.lower() != ".csv":
-        return False
-    with open(path, "rb") as file:
-        names = file.readline(4096).decode("utf-8-sig", "replace").strip().split(",")
-    return {"ImageId", "EncodedPixels"} <= {name.strip().strip('"') for name in names}
+    """Whether a CSV has Kaggle's columns."""
+    return path.suffix.lower() == ".csv" and set(_KAGGLE) <= read_names(path, _KAGGLE)
 
 # %% ../../nbs/32_masks.archives.ipynb #89ccaf9d
-def _size_of(row: dict[str, str]) -> tuple[int, int] | None:
-    """Height and width of a row, where it has them; 120.0 is whole."""
-    try:
-        height, width = float(row["Height"]), float(row["Width"])
-    except (KeyError, ValueError):
-        return None
-    return (int(height), int(width)) if height.is_integer() and width.is_integer() else None
+def _read_runs(file: Path) -> pd.DataFrame:
+    """Rows of a table of run lengths, by their line in the file: imageid, encodedpixels, height and width (NaN where unknown)."""
+    table = read_text_table(file, "a CSV with the columns ImageId and EncodedPixels", _KAGGLE)
+    lacking = table["imageid"] == ""
+    if lacking.any():
+        raise refusal(str(file), "the name of an image in each row", f"none in row {lacking.idxmax()}", "fill it in, or drop the row")
+    for name in ("height", "width"):
+        table[name] = read_numbers(table, name, whole=True) if name in table else math.nan
+    return table.assign(imageid=table["imageid"].map(normal_id).astype("str"))
 
 # %% ../../nbs/32_masks.archives.ipynb #dc3f2a86
-def _one_size(rows: "pd.DataFrame", where: str) -> tuple[int, int] | None:
+def _one_size(rows: pd.DataFrame, where: str) -> tuple[int, int] | None:
     """The height and width that the rows of an image state; None where none does."""
-    stated = rows[[name for name in ("Height", "Width") if name in rows]].drop_duplicates().to_dict("records")
-    sizes = set(map(_size_of, stated)) - {None}
+    sizes = rows[["height", "width"]].dropna().drop_duplicates().astype(int)
     if len(sizes) > 1:
         remedy = "correct the columns Height and Width"
         raise refusal(where, "one height and width for all rows of an image", f"{len(sizes)} sizes", remedy)
-    return sizes.pop() if sizes else None
+    return tuple(sizes.iloc[0].tolist()) if len(sizes) else None
 
 # %% ../../nbs/32_masks.archives.ipynb #c208cc86
 def find_rows(path: Path, target: str | None = None, images: Path | None = None) -> list[LabelledImage]:
@@ -231,17 +233,15 @@ def find_rows(path: Path, target: str | None = None, images: Path | None = None)
     FieldError
         No such table, or several, or rows of an image that differ in Height and Width.
     """
-    import pandas as pd
-
     file = rows_file(path)
     if file is None:
         raise refusal(str(path), "one CSV with the columns ImageId and EncodedPixels", "none, or several", "give the path of the table itself")
-    frame = pd.read_csv(file, dtype=str, keep_default_na=False, skipinitialspace=True)
+    frame = _read_runs(file)
     folders = [images] if images else [file.parent / "images", file.parent]
     pictures = _pictures_below(folders)
     found = []
-    for image_id, rows in frame.groupby("ImageId", sort=False):
-        texts = {line + 2: text for line, text in rows["EncodedPixels"].items() if text.strip()}
+    for image_id, rows in frame.groupby("imageid", sort=False):
+        texts = {line: text for line, text in rows["encodedpixels"].items() if text}
         runs = KaggleRuns(tuple(texts.values()), tuple(texts), _one_size(rows, f"{file}: {image_id}"))
         name = str(image_id)
         below = [_pictures_below([folder / name / "images"]).get(name) for folder in folders] if name not in pictures else []

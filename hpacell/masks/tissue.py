@@ -7,10 +7,7 @@ __all__ = ['likely_size', 'decode_tissue', 'rings_mask', 'read_tissue', 'TissueR
            'find_tissue_table', 'read_header', 'find_tissue_images']
 
 # %% ../../nbs/32_masks.tissue.ipynb #c89abdd7
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +17,11 @@ import pandas as pd
 
 from ..fields.catalog import read_labels
 from ..fields.image import FieldError, refusal
-from ..files import is_remote, join_path, list_files, path_exists, path_name, path_stem, read_bytes
+from ..files import join_path, list_files, path_exists, path_name, path_stem, read_bytes
 from .labelled import LabelledImage, Truth, read_label_image
 from .polygons import encode_polygons
 from .rle import decode_kaggle, decode_rle, encode_kaggle
+from ..tables import normal_id, read_names, shown_names
 from ..vocabulary import ORGANS, check_known
 
 # %% ../../nbs/32_masks.tissue.ipynb #639a855c
@@ -189,17 +187,17 @@ def read_tissue(csv: str | Path) -> pd.DataFrame:
         Another kind of table, an unknown organ or sex (the row and the nearest known word are named), an age that no one
         has, or a size that is missing or below 1.
     """
-    table = read_labels(csv)
+    table = read_labels(csv, lines=True)
     if table.attrs["kind"] != "hubmap" or not {"height", "width"} <= set(table.columns):
-        raise ValueError(f"{csv}: expected the columns id, organ, img_height and img_width, got {', '.join(table.columns[:12])}: rename the columns so")
-    for row, (height, width) in enumerate(zip(table["height"], table["width"], strict=True), 2):
+        raise ValueError(f"{csv}: expected the columns id, organ, img_height and img_width, got {shown_names(table)}: rename the columns so")
+    for row, height, width in zip(table.index, table["height"], table["width"], strict=True):
         if not (height >= 1 and width >= 1):
-            raise ValueError(f"{csv}: row {row}: expected a height and width of 1 pixel or more, got {height} x {width}: fill in the size of the image")
+            raise ValueError(f"{csv}: row {row}: expected a height and width of 1 pixel or more, got {height:g} x {width:g}: fill in the size of the image")
     table = table.astype({"height": "int64", "width": "int64"})
     if "age" in table and ((table["age"] < 0) | (table["age"] > 120)).any():
-        row = int(np.flatnonzero((table["age"] < 0) | (table["age"] > 120))[0])
-        raise ValueError(f"{csv}: row {row + 2}: expected an age from 0 to 120 years, got {table['age'][row]:g}: leave it empty where it is not known")
-    return table
+        row = ((table["age"] < 0) | (table["age"] > 120)).idxmax()
+        raise ValueError(f"{csv}: row {row}: expected an age from 0 to 120 years, got {table['age'][row]:g}: leave it empty where it is not known")
+    return table.reset_index(drop=True)
 
 # %% ../../nbs/32_masks.tissue.ipynb #be834f7a
 @dataclass(frozen=True)
@@ -244,7 +242,7 @@ def _pictures_of(folder: str) -> dict[str, str]:
         where = join_path(folder, place) if place else folder
         for path in list_files(where) if path_exists(where) else []:
             if path_name(path).lower().endswith(_PICTURES) and not path_name(path).startswith("."):
-                found.setdefault(path_stem(path), path)
+                found.setdefault(normal_id(path_stem(path)), path)
     return found
 
 
@@ -314,14 +312,7 @@ def read_header(csv: str | Path) -> set[str]:
     set of str
         In small letters; empty where the file is no table.
     """
-    with io.BytesIO(read_bytes(csv)) if is_remote(csv) else open(csv, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        try:
-            line = (gzip.open(file) if packed else file).readline(4096)
-        except (OSError, EOFError, zlib.error):
-            return set()
-    return {name.strip().strip('"').strip() for name in line.decode("utf-8-sig", "replace").lower().split(",")}
+    return read_names(csv, ("id", "organ", "rle"))
 
 # %% ../../nbs/32_masks.tissue.ipynb #11727efa
 def _truth_of(row: object, csv: str, truth: str, folder: str) -> TissueRuns | TissueRings | None:

@@ -6,16 +6,18 @@
 __all__ = ['SUBMISSION_COLUMNS', 'SubmittedField', 'parse_submission', 'doubtful_triples', 'read_true_cells']
 
 # %% ../../nbs/38_metrics.triples.ipynb #3acee453
-import io
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from ..files import path_name, read_bytes, read_table
+from ..columns import read_any_table, read_numbers, without_decimals
+from ..files import path_name, read_bytes
 from ..masks.rle import decode_hpa_counts
 from ..masks.runs import unpack_counts
+from ..tables import normal_id, read_names, read_text_table, shown_names
 from ..vocabulary import LOCATIONS, parse_labels
 
 # %% ../../nbs/38_metrics.triples.ipynb #89c2d02b
@@ -75,7 +77,7 @@ def _parse_line(line: str) -> SubmittedField:
         raise ValueError("expected a field's id, got an empty one: name the field")
     width = _parse_number(width.strip(' "'), "a width", 1, 2**20, int)
     height = _parse_number(height.strip(' "'), "a height", 1, 2**20, int)
-    return SubmittedField(field_id, height, width, _parse_triples(text.strip(' "'), height, width))
+    return SubmittedField(unicodedata.normalize("NFC", field_id), height, width, _parse_triples(text.strip(' "'), height, width))
 
 # %% ../../nbs/38_metrics.triples.ipynb #d8ed15ae
 def _check_header(header: str) -> None:
@@ -156,24 +158,31 @@ def doubtful_triples(row: SubmittedField) -> list[str]:
     return found
 
 # %% ../../nbs/38_metrics.triples.ipynb #737f9634
+_RENAMED = {"id": "field_id", "imageheight": "height", "imagewidth": "width", "label": "labels"}
+_KNOWN = ("field_id", "labels", "rle", *_RENAMED)
+
+
 def _read_cells(path: str | Path) -> pd.DataFrame:
-    """A table of cells as text: field_id, labels, rle, and height and width where they are the field's."""
-    if path_name(path).lower().endswith(".csv"):
-        # As text: an id keeps its zeros, and a class number does not become 3.0.
-        table = pd.read_csv(io.BytesIO(read_bytes(path)), dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    else:
-        table = read_table(path)
-    boxed = {"row0", "row1"} <= set(table.columns)
-    names = {"ID": "field_id", "ImageHeight": "height", "ImageWidth": "width"}
-    table = table.rename(columns={old: new for old, new in names.items() if new not in table})
+    """A table of cells as text, by its lines: field_id, labels, rle, and height and width where they are the field's."""
+    what = f"a submission ({','.join(SUBMISSION_COLUMNS)}) or a table of cells"
+    if path_name(path).lower().endswith(".parquet"):
+        table = read_any_table(path, what)
+        table.index += 1  # as in a CSV, whose first line is the header
+    else:  # as text: an id keeps its zeros, and a class number does not become 3.0
+        table = read_text_table(path, what, _KNOWN)
+    shown, boxed = shown_names(table), {"row0", "row1"} <= set(table.columns)
+    table = table.rename(columns={old: new for old, new in _RENAMED.items() if new not in table})
     missing = [name for name in ("field_id", "labels", "rle") if name not in table]
     if missing:
-        raise ValueError(
-            f"expected a submission ({','.join(SUBMISSION_COLUMNS)}) or a table of cells with field_id (or ID), labels and "
-            f"rle, got columns {', '.join(map(str, table.columns))[:120]}: add {missing[0]}"
-        )
-    sizes = {"height", "width"} <= set(table.columns) and not boxed
-    return table[["field_id", "labels", "rle", *(["height", "width"] if sizes else [])]].astype("str").fillna("")
+        remedy = "add rle, the mask of each cell; labels of whole fields cannot be scored" if missing == ["rle"] else f"add {missing[0]}"
+        raise ValueError(f"expected {what} with field_id (or ID), labels and rle, got the columns {shown}: {remedy}")
+    sizes = ["height", "width"] if {"height", "width"} <= set(table.columns) and not boxed else []
+    table = table[["field_id", "labels", "rle", *sizes]].astype("str").fillna("")
+    table["labels"] = without_decimals(table["labels"])
+    for name in sizes:
+        numbers = read_numbers(table, name, strict=False, whole=True)
+        table[name] = table[name].mask(numbers % 1 == 0, numbers.map("{:.0f}".format))
+    return table.assign(field_id=table["field_id"].map(normal_id).astype("str"))
 
 # %% ../../nbs/38_metrics.triples.ipynb #bf81db4b
 def _true_counts(text: str, shape: tuple[int, int] | None) -> tuple[str, int]:
@@ -210,7 +219,7 @@ def _true_cell(row: dict) -> tuple[tuple, tuple[str, ...], str]:
 def _cells_of_table(table: pd.DataFrame) -> tuple[list[tuple], dict[str, tuple]]:
     """Rows (field, location, counts) and sizes of the fields (height, width, pixels) of a table of cells."""
     cells, sizes = [], {}
-    for number, row in enumerate(table.to_dict("records"), 2):
+    for number, row in zip(table.index, table.to_dict("records"), strict=True):
         try:
             size, locations, counts = _true_cell(row)
             first = sizes.setdefault(row["field_id"], size)
@@ -262,9 +271,8 @@ def read_true_cells(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     -----
     A cell without labels is in no row: it can be neither found nor missed.
     """
-    start = read_bytes(path)[:200].decode("utf-8-sig", errors="replace").splitlines()
     try:
-        submitted = bool(start) and start[0].replace('"', "").strip() == ",".join(SUBMISSION_COLUMNS)
+        submitted = {name.lower() for name in SUBMISSION_COLUMNS} <= read_names(path, _KNOWN)
         cells, sizes = _cells_of_submission(path) if submitted else _cells_of_table(_read_cells(path))
     except ValueError as error:
         text = str(error)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..files import join_path, path_exists, read_table
+from ..columns import read_any_table
+from ..files import join_path, path_exists
 from ..masks.read import read_label_image
 from ..masks.rle import decode_labels_rle
 from .matching import match_labels
+from ..tables import normal_id
 
 # %% ../../nbs/45_metrics.truth.ipynb #092f6246
 def _label_image_of(truth: str | Path, field_id: str) -> str | None:
@@ -50,11 +52,11 @@ def true_labels(index: pd.DataFrame, truth: str | Path, iou: float = 0.5) -> pd.
     table = join_path(truth, "cells.csv")
     if not path_exists(table):
         raise FileNotFoundError(f"expected cells.csv in {truth}, got none: give the folder truth/ of simulated fields")
-    known = read_table(table)
+    known = read_any_table(table, "a CSV of cells")
     missing = [name for name in ("field_id", "cell_id", "labels") if name not in known]
     if missing:
         raise ValueError(f"{table}: expected the columns field_id, cell_id and labels, got none named {missing[0]}: add it")
-    known = known.astype({"field_id": str}).fillna({"labels": ""})
+    known = known.assign(field_id=known["field_id"].astype(str).map(normal_id)).fillna({"labels": ""})
     known = known.set_index(["field_id", "cell_id"])["labels"]
     found = pd.Series(pd.NA, index=index.index, dtype="str")
     for field_id, cells in index.groupby("field_id", sort=False):

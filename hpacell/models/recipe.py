@@ -179,7 +179,7 @@ def split_store(store: CropStore, settings: TrainingSettings) -> pd.Series:
     if len(fields) < settings.n_folds:
         raise ValueError(
             f"expected at least {settings.n_folds} labelled fields with cells, got {len(fields)} of {len(store.fields)}: "
-            "extract with a labels file that names them, or lower n_folds"
+            "extract with labels for more fields" + (f", or train with hpacell run and -p n_folds={len(fields)}" if len(fields) >= _LEAST["n_folds"] else "")
         )
     if settings.duplicates:
         fields = fields.assign(group=group_duplicates(fields["field_id"], read_duplicates(settings.duplicates)))

@@ -9,16 +9,18 @@ __all__ = ['ONE_MEANING', 'FOR_ALL', 'OWN_MEANING', 'Plan', 'read_plan', 'read_p
 # %% ../../nbs/88_pipeline.plan.ipynb #2f7d7bab
 import ast
 import copy
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from ..columns import match_ids, read_any_table
 from ..fields.catalog import read_labels
 from ..fields.find import find_fields
-from ..files import join_path, path_exists, path_stem, read_bytes, read_table
-from .templates import check_parameters, workflow_parameters
+from ..files import join_path, path_exists, path_stem, read_bytes
+from .templates import Parameter, check_parameters, example_parameter, list_workflows, workflow_parameters, yaml_text
 from ..vocabulary import check_known
 
 # %% ../../nbs/88_pipeline.plan.ipynb #072fa14a
@@ -71,6 +73,51 @@ def read_plan(params: str | Path, overrides: Sequence[str] = (), workflow: str |
     return plan
 
 # %% ../../nbs/88_pipeline.plan.ipynb #7f6936a3
+class _Loader(yaml.SafeLoader):
+    """YAML in which each key stands once, and 010, 12:30, yes and dates are texts, not 8, 750, True and dates."""
+
+    def construct_object(self, node, deep=False):
+        """A value with all that is in it; an error where it holds itself."""
+        return super().construct_object(node, deep=True)
+
+    def construct_mapping(self, node, deep=False):
+        """A mapping with texts as keys; an error where a key stands twice."""
+        first: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                key.tag, line = "tag:yaml.org,2002:str", key.start_mark.line + 1
+                if key.value in first:
+                    raise ValueError(f"expected each key once, got {key.value} in lines {first[key.value]} and {line}: remove one")
+                first[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+_PREFIX = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {
+    start: [(tag, form) for tag, form in forms if tag.removeprefix(_PREFIX) not in ("bool", "int", "float", "timestamp")]
+    for start, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_REAL = r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+for _kind, _form, _starts in (
+    ("bool", "(true|True|TRUE|false|False|FALSE)$", "tTfF"), ("float", _REAL, "-+0123456789."),
+    ("int", "[-+]?(0|[1-9][0-9_]{0,99}|0x[0-9a-fA-F_]{1,99}|0b[01_]{1,99})$", "-+0123456789"),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(_PREFIX + _kind, re.compile(_form), list(_starts))
+
+
+def _load_yaml(content: bytes | str) -> object:
+    """What YAML says; a ValueError of one line where it says nothing clear."""
+    try:
+        return yaml.load(content, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"expected YAML, got {' '.join(str(error).split())}: correct it there") from None
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith("expected") else f"expected YAML, got {text}: write plain values, texts in quotes") from None
+    except (RecursionError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"expected YAML, got {type(error).__name__}, as from values nested too deeply: write names with plain values") from None
+
+
 def read_params(params: str | Path) -> dict:
     """Content of a params file, as it is written.
 
@@ -89,14 +136,17 @@ def read_params(params: str | Path) -> dict:
     FileNotFoundError
         There is no such file.
     ValueError
-        Not YAML, or not names with values.
+        Not YAML, not names with values, or a key that stands twice.
     """
     try:
-        content = yaml.safe_load(read_bytes(params)) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{params}: expected YAML, got {error}: correct the file") from None
+        content = _load_yaml(read_bytes(params))
     except FileNotFoundError:
         raise FileNotFoundError(f"expected a params file, got {params}, which is not there: see params/ for examples") from None
+    except IsADirectoryError:
+        raise ValueError(f"{params}: expected a params file, got a folder: give the path of the file") from None
+    except ValueError as error:
+        raise ValueError(f"{params}: {error}") from None
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise ValueError(f"{params}: expected names with values, got {type(content).__name__}: see params/ for examples")
     return content
@@ -132,9 +182,10 @@ def read_steps(content: Mapping[str, object], params: str | Path, workflow: str 
         steps = _steps_of(content["workflows"], params)
     else:
         steps = {workflow or path_stem(params): {key: value for key, value in content.items() if key not in beside}}
-    for name, values in steps.items():
-        check_parameters(name, values)
-    return steps
+    try:
+        return {name: check_parameters(name, values) for name, values in steps.items()}
+    except ValueError as error:
+        raise ValueError(f"{params}: {error}") from None
 
 # %% ../../nbs/88_pipeline.plan.ipynb #4da4363a
 def _steps_of(workflows: object, params: str | Path) -> dict[str, dict]:
@@ -144,7 +195,9 @@ def _steps_of(workflows: object, params: str | Path) -> dict[str, dict]:
         raise ValueError(f"{params}: expected workflows with their parameters under 'workflows:', got {got}: see params/demo.yaml")
     for name, values in workflows.items():
         if values is not None and not isinstance(values, dict):
-            raise ValueError(f"{params}: expected names with values under {name!r}, got {values!r}: write e.g. 'seed: 0', indented, below it")
+            check_known("workflow", name, list_workflows())
+            example = ": ".join(example_parameter([name]))
+            raise ValueError(f"{params}: expected names with values under {name!r}, got {values!r}: write e.g. '{example}', indented, below it")
     return {name: dict(values or {}) for name, values in workflows.items()}
 
 # %% ../../nbs/88_pipeline.plan.ipynb #70593548
@@ -181,12 +234,12 @@ def apply_overrides(steps: dict[str, dict], overrides: Sequence[str]) -> list[tu
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"expected key=value, got {text!r}: write e.g. -p seed=1")
+            raise ValueError(f"expected key=value, got {text!r}: write e.g. -p {'='.join(example_parameter(given, text))}")
         for step, name in parameter_targets(given, key):
-            steps[step][name] = _read_value(value, text, workflow_parameters(step)[name].kind)
+            steps[step][name] = _read_value(value, text, workflow_parameters(step)[name])
             chosen.append((step, name))
     for name, values in steps.items():
-        check_parameters(name, values)
+        values.update(check_parameters(name, values))
     return chosen
 
 # %% ../../nbs/88_pipeline.plan.ipynb #8be858ba
@@ -239,9 +292,9 @@ def _check_one_meaning(name: str, values: Mapping[str, object]) -> None:
     raise ValueError(f"expected a workflow before {name!r}, got none though it stands for {shown}: write {wanted}")
 
 # %% ../../nbs/88_pipeline.plan.ipynb #d5cb02c4
-def _read_value(value: str, text: str, kind: str) -> object:
+def _read_value(value: str, text: str, known: Parameter) -> object:
     """A value from the command line: texts and numbers as they are written, the rest read as YAML."""
-    value = value.strip()
+    value, kind = value.strip(), known.kind
     if kind == "str":
         quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
         return value[1:-1] if quoted else value
@@ -251,9 +304,9 @@ def _read_value(value: str, text: str, kind: str) -> object:
         except ValueError:
             pass  # whatever it is, it is refused with its name
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"expected a YAML value in {text!r}, got {value!r}: write e.g. [a, b] or {{a: 1}}") from None
+        return _load_yaml(value)
+    except ValueError:
+        raise ValueError(f"expected a YAML value in {text!r}, got {value!r}: write e.g. {known.name}={yaml_text(ast.literal_eval(known.default))}") from None
 
 # %% ../../nbs/88_pipeline.plan.ipynb #d65643f5
 def labels_beside(fields: str | Path) -> str:
@@ -298,7 +351,7 @@ def count_matches(
     found = {source.field_id for source in find_fields(fields, pattern, channels)}
     if not path_exists(labels):
         raise FileNotFoundError(f"expected a CSV of labels, got {labels}, which is not there: check the path")
-    ids = set(read_labels(labels)["field_id"])
+    ids = set(match_ids(read_labels(labels)["field_id"], found, labels))
     if not ids & found:
         shown = f"those of {labels}, such as {min(ids)!r}" if ids else f"{labels} without rows"
         raise ValueError(f"expected ids of the fields, such as {min(found)!r}, got {shown}: give the labels that belong to {fields}")
@@ -325,7 +378,7 @@ def check_truth(truth: str | Path, field_ids: Iterable[str]) -> None:
     table, ids = join_path(truth, "cells.csv"), sorted(map(str, field_ids))
     if not path_exists(table):
         raise FileNotFoundError(f"expected cells.csv in {truth}, got none: give the folder truth/ of simulated fields")
-    known = read_table(table)
+    known = read_any_table(table, "a CSV of cells")
     absent = {"field_id", "cell_id", "labels"} - set(known.columns)
     if absent:
         raise ValueError(f"{table}: expected the columns field_id, cell_id and labels, got no {min(absent)}: give the folder truth/ of simulated fields")

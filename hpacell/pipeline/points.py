@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..files import fingerprint, path_stem
 from .plan import apply_overrides, parameter_targets, read_params, read_steps
-from .templates import check_parameters
+from .templates import check_parameters, example_parameter, yaml_text
 
 # %% ../../nbs/89_pipeline.points.ipynb #86e09c9a
 @dataclass(frozen=True)
@@ -96,13 +96,13 @@ def read_sweep(params: str | Path, overrides: Sequence[str] = (), workflow: str 
         raise ValueError(f"{params}: expected {twice[0]} under 'shared:' (once) or 'workflows:' (in every run), got both: remove one")
     together = shared | steps
     given = apply_overrides(together, overrides)
-    points = [_make_point(name, values, steps, shared, params) for name, values in _list_points(content["sweep"], params)]
+    points = [_make_point(name, values, steps, shared, params) for name, values in _list_points(content["sweep"], params, steps)]
     _check_points(points, given, params)
     whole = ({SHARED: shared} if shared else {}) | {"workflows": steps, "sweep": content["sweep"]}
     return SweepPlan(path_stem(params), shared, tuple(point for point, _ in points), whole)
 
 # %% ../../nbs/89_pipeline.points.ipynb #015784eb
-def _list_points(sweep: object, params: str | Path) -> list[tuple[str, dict]]:
+def _list_points(sweep: object, params: str | Path, steps: Mapping[str, dict]) -> list[tuple[str, dict]]:
     """Name and values of every run, from what stands under `sweep:`."""
     grid, points = ({}, sweep) if isinstance(sweep, list) else (sweep, [{}])
     if not isinstance(grid, dict):
@@ -110,10 +110,11 @@ def _list_points(sweep: object, params: str | Path) -> list[tuple[str, dict]]:
     grid = dict(grid)
     points = grid.pop("points", points)
     if not isinstance(points, list) or not points or not all(isinstance(point, dict) for point in points):
-        raise ValueError(f"{params}: expected a list of runs, each with its parameters, got {points!r}: write e.g. - {{model: batch_norm}}")
+        raise ValueError(f"{params}: expected a list of runs, each with its parameters, got {points!r}: write e.g. - {{{': '.join(example_parameter(steps))}}}")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise ValueError(f"{params}: expected a list of values for {key} under 'sweep:', got {values!r}: write e.g. {key}: [{values}]")
+            example = yaml_text(values) if isinstance(values, str | int | float) else example_parameter(steps, key)[1]
+            raise ValueError(f"{params}: expected a list of values for {key} under 'sweep:', got {values!r}: write e.g. {key}: [{example}]")
         if any(key in point for point in points):
             raise ValueError(f"{params}: expected {key} either in the list of runs or beside it, got both: remove one")
     found = []
@@ -145,7 +146,10 @@ def _make_point(name: str, values: Mapping[str, object], steps: Mapping[str, dic
     for step in trained:  # the notebooks' default is one folder for all
         made[step].setdefault("model_folder", "{run}/model" if len(trained) == 1 else f"{{run}}/{step}")
     for step in {step for step, _ in varied}:
-        check_parameters(step, made[step])
+        try:
+            made[step].update(check_parameters(step, made[step]))
+        except ValueError as error:
+            raise ValueError(f"{params}, under 'sweep:': {error}") from None
     safe = re.sub(r"[^\w.,=+-]+", "-", name).strip("-.,") or "point"
     return SweepPoint(safe if len(safe) <= 80 else f"{safe[:70]}-{fingerprint(name)[:8]}", made), varied
 
