@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ..fields.find import IMAGE_SUFFIXES
+from ..fields.names import IMAGE_SUFFIXES, normal_name
 from ..fields.read import to_uint8
 from ..files import read_bytes
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, check_known, format_labels, location_title
@@ -30,7 +30,7 @@ _BOX = ("row0", "col0", "row1", "col1")
 
 def _image_of(text: str) -> str:
     """Name of an image from its name or path."""
-    name = text.strip().replace("\\", "/").rsplit("/", 1)[-1]
+    name = normal_name(text.strip().replace("\\", "/").rsplit("/", 1)[-1])
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 

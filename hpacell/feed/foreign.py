@@ -24,7 +24,7 @@ from .rows import describe_array, describe_crops, read_raw_rows
 from .store import ORIGIN_NAME, CropStore, check_target, read_manifest
 from .writer import StoreWriter
 from ..fields.decode import decode_image
-from ..fields.find import IMAGE_SUFFIXES, find_fields
+from ..fields.find import IMAGE_SUFFIXES, survey_fields
 from ..fields.image import refusal
 from ..fields.read import FieldError, FieldSource, read_field, to_uint8
 from ..files import check_local, fingerprint, is_remote, join_path, list_files, path_exists, read_bytes, read_json
@@ -96,7 +96,7 @@ def _find_images(folder: str, pattern: str | None, channels) -> _Images:
     if channels is None and path_exists(about):
         channels = {name: name for name in read_json(about).get("channels", ())} or None
     listed = not pattern and path_exists(table) and "path" in read_raw_rows(table)
-    sources = find_fields(table if listed else folder, pattern=pattern, channels=channels)
+    sources = survey_fields(table if listed else folder, pattern=pattern, channels=channels).tell()
     return _Images(sources, *_sample_images(sources))
 
 # %% ../../nbs/57_feed.foreign.ipynb #0eb13d23
@@ -289,7 +289,8 @@ def import_crops(
 # %% ../../nbs/57_feed.foreign.ipynb #ce5f6236
 def _find_boxed(images: str, pattern: str | None, channels: Sequence[str] | None, wanted: set[str]) -> tuple[_Images, tuple[str, ...]]:
     """The images that have boxes, and the names of their channels; a colour picture has red, green and blue."""
-    sources = [source for source in find_fields(images, pattern=pattern, channels=channels) if source.field_id in wanted]
+    found = survey_fields(images, pattern=pattern, channels=channels).tell()
+    sources = [source for source in found if source.field_id in wanted]
     if not sources:
         raise FieldError(f"{images}: expected the images that the boxes name, such as {min(wanted, default='none')}, got none of them: give their folder")
     found = _Images(sources, *_sample_images(sources))

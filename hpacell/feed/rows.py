@@ -81,7 +81,7 @@ def _read_rows(path: str) -> pd.DataFrame:
     table = table.rename(columns={k: v for k, v in _RENAMED.items() if k in table and v not in table})
     table = table.rename(columns={name: f"table_{name}" for name in _OWN_COLUMNS if f"table_{name}" not in table}).drop(columns=[*_OWN_COLUMNS], errors="ignore")
     for name in table.columns.intersection(["crop_id", "field_id"]):
-        table[name] = table[name].astype("str").fillna("").str.strip()
+        table[name] = table[name].astype("str").fillna("").str.strip().str.normalize("NFC")  # as those of fields
     if "crop_id" in table and (table["crop_id"] == "").any():
         row = int(np.argmax(table["crop_id"] == "")) + 1
         raise ValueError(f"{path}: expected the name of a crop in each row, got none in row {row}: fill it in, or drop the row")

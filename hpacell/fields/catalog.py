@@ -136,7 +136,7 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     one_hot = {name.replace("_", " ") for name in (*LOCATIONS, *LOCATIONS_2018)}
     table = table.drop(columns=[c for c in table.columns if c in one_hot or c in ("idx", "in_trainset")])
     table = table.rename(columns={k: v for k, v in _RENAMED.items() if k in table.columns and v not in table.columns})
-    table["field_id"] = table["field_id"].str.strip()
+    table["field_id"] = table["field_id"].str.strip().str.normalize("NFC")  # as those of fields
     _check_ids(table["field_id"], path)
     texts = table["labels"].str.strip() if "labels" in table else pd.Series("", index=table.index)
     labels = _each_once(texts, lambda text: parse_labels(text, locations, separator), path)

@@ -10,6 +10,7 @@ import csv
 import io
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -252,6 +253,12 @@ class Survey(NamedTuple):
     def sentences(self) -> list[str]:
         """What people should know, each once: what was left out, with the first names, and what was assumed."""
         return [*left_out_sentences(self.left_out), *self.notes]
+
+    def tell(self) -> list[FieldSource]:
+        """Print the sentences on the error stream, and give the fields."""
+        for sentence in self.sentences():
+            print(sentence, file=sys.stderr)
+        return self.sources
 
 # %% ../../nbs/09_fields.find.ipynb #cc4992da
 def survey_fields(

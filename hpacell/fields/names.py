@@ -320,7 +320,7 @@ class NamesRead:
 
 # %% ../../nbs/06_fields.names.ipynb #43c981e0
 def first_names(names: Iterable[str]) -> str:
-    """List the first three of some names.
+    """List the first five of some names.
 
     Parameters
     ----------
@@ -330,10 +330,10 @@ def first_names(names: Iterable[str]) -> str:
     Returns
     -------
     str
-        Such as ``"a, b, c, …"``.
+        Such as ``"a, b, c, d, e, …"``.
     """
     names = sorted(names)
-    return ", ".join(names[:3]) + ", …" * (len(names) > 3)
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
 def assumed_notes(files: Sequence[NamedFile]) -> list[str]:

@@ -27,8 +27,8 @@ from ..feed.shards import COMPRESSIONS, choose_compression
 from ..feed.store import LOCK_NAME, MANIFEST_NAME, ORIGIN_NAME, SIGNATURES_NAME, CropStore, check_target, read_manifest, read_store
 from ..feed.writer import DamagedPartError, StoreWriter
 from ..fields.catalog import catalog_fields, read_labels
-from ..fields.find import check_has_nucleus
-from ..fields.read import FieldError, FieldSource, bits_of, find_fields, read_field
+from ..fields.find import check_has_nucleus, survey_fields
+from ..fields.read import FieldError, FieldSource, bits_of, read_field
 from ..files import fingerprint, is_remote, path_exists, read_json, write_json
 from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key
@@ -137,7 +137,7 @@ def extract_fields(
         return _extract_to(str(store), fields, labels, settings, pattern, channels, workers, compression, verify)
     check_target(store)
     settings = settings or ExtractSettings()
-    sources = find_fields(fields, pattern=pattern, channels=channels)
+    sources = survey_fields(fields, pattern=pattern, channels=channels).tell()
     check_has_nucleus(sources)
     workers = processes_for(settings.method, sources, workers)
     if workers_of(workers, sources) > 1:
