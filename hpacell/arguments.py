@@ -108,6 +108,40 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
         "multi-channel files, in the order of the file; w1=nucleus,w2=protein says what words in file names stand for (default: recognised)",
     )  # fmt: skip
 
+# %% ../nbs/98_arguments.ipynb #422cb5ac
+def _range(text: str) -> tuple[float, float]:
+    """A type of argument: two numbers with a comma between, the lower one first."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+        good = low < high and abs(low) < float("inf") and abs(high) < float("inf")
+    except ValueError:
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(f"expected two numbers, the lower one first, such as 0,4095, got {text!r}")
+    return low, high
+
+# %% ../nbs/98_arguments.ipynb #8ab44605
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """--axes, --scene and --z: how files of several dimensions are read."""
+    parser.add_argument(
+        "--axes", metavar="LETTERS", default="",
+        help="a letter for each axis of the pixels in a TIFF: T time, C channel, Z slice, Y row, X column, S colour, e.g. CYX (default: as the file says)",
+    )  # fmt: skip
+    parser.add_argument("--scene", metavar="N", type=_whole(0), help="which image of a file with several scenes, from 0 (default: refuse such a file)")
+    parser.add_argument("--z", metavar="Z", default="", help="what becomes of focus slices: max, the brightest of each pixel; mid, the middle one; or a number, from 0 (default: max)")
+
+# %% ../nbs/98_arguments.ipynb #95033edb
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    """--bits and --range: which intensities become 0 and 255 in crops."""
+    parser.add_argument(
+        "--bits", metavar="N", type=_whole(8, 32),
+        help="bits that a camera used, 8 to 32; default: as the files state or as a sample of fields shows, and then kept for the store",
+    )  # fmt: skip
+    parser.add_argument(
+        "--range", metavar="LOW,HIGH", type=_range, dest="intensity_range",
+        help="intensities that become 0 and 255 in crops, whatever kind of numbers the files hold, e.g. 0,4095 (default: by --bits; of real numbers as found)",
+    )  # fmt: skip
+
 # %% ../nbs/98_arguments.ipynb #5fc83e3e
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     """--workers."""
@@ -150,7 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = parser.add_subparsers(title="commands, in the order in which they are used", metavar="COMMAND", dest="command", required=True)
     for add in (
-        _add_demo, _add_simulate, _add_explore, _add_segment, _add_extract, _add_verify, _add_export, _add_import, _add_convert,
+        _add_demo, _add_simulate, _add_inspect, _add_explore, _add_segment, _add_extract, _add_verify, _add_export, _add_import, _add_convert,
         _add_train, _add_predict, _add_score, _add_run, _add_sweep, _add_runs, _add_compare,
     ):  # fmt: skip
         add(commands)
@@ -196,12 +230,25 @@ def _add_explore(commands) -> None:
         "hpacell explore data/mine --labels data/mine/labels.csv --cells data/store --duplicates data/pairs.csv",
     )  # fmt: skip
     _add_fields(parser)
+    _add_reading(parser)
     parser.add_argument("--labels", metavar="CSV", help="image-level labels, e.g. with the columns ID,Label (default: none)")
     parser.add_argument("--cells", metavar="CELLS", help="crop store, or CSV or Parquet with a row per cell: their sizes, shapes and crops (default: none)")
     parser.add_argument("--duplicates", metavar="CSV", help="pairs of fields that show the same, to see what a split would leak: two columns of ids (default: none)")
     _add_runs_folder(parser)
 
 # %% ../nbs/98_arguments.ipynb #5d429314
+def _add_inspect(commands) -> None:
+    """inspect."""
+    parser = _new_command(
+        commands, "inspect", "what would be read from each file: shape, axes, channels and why, pixel size, depth, what is left out",
+        "hpacell inspect data/mine", "hpacell inspect data/mine/a.tif --axes CYX", "hpacell inspect data/mine --limit 5 --out data/inspected.csv",
+    )  # fmt: skip
+    _add_fields(parser)
+    _add_reading(parser)
+    parser.add_argument("--limit", metavar="N", type=_whole(1), default=0, help="look at so many fields, from all over the folder (default: all)")
+    parser.add_argument("--out", metavar="CSV", help="write the table to a file as well (default: print only)")
+
+# %% ../nbs/98_arguments.ipynb #f3bf5c9c
 def _add_segment(commands) -> None:
     """segment."""
     parser = _new_command(
@@ -209,11 +256,12 @@ def _add_segment(commands) -> None:
         "hpacell segment data/mine --out data/masks", "hpacell segment data/nuclei --channels nucleus --out data/masks",
     )  # fmt: skip
     _add_fields(parser)
+    _add_reading(parser)
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder for <id>_nuclei.png and <id>_cells.png")
     _add_method(parser)
     _add_workers(parser)
 
-# %% ../nbs/98_arguments.ipynb #f3bf5c9c
+# %% ../nbs/98_arguments.ipynb #33f21ade
 def _add_extract(commands) -> None:
     """extract."""
     parser = _new_command(
@@ -222,14 +270,12 @@ def _add_extract(commands) -> None:
         "hpacell extract data/mine --pattern '{field_id}_{channel}.tif' --channels w1=nucleus,w2=protein --out data/store",
     )  # fmt: skip
     _add_fields(parser)
+    _add_reading(parser)
     parser.add_argument("--labels", metavar="CSV", help="image-level labels, e.g. with the columns ID,Label; every cell of a field inherits them (default: none)")
     parser.add_argument("--out", required=True, metavar="STORE", help="folder of the store; what it holds already is not made again")
     parser.add_argument("--size", metavar="N", type=int, default=128, help="height and width of a crop, pixels (default: 128)")
     parser.add_argument("--keep-outside", action="store_true", help="keep what lies around a cell in its crop instead of blackening it")
-    parser.add_argument(
-        "--bits", metavar="N", type=_whole(8, 16),
-        help="bits a camera used, 8 to 16; default: found from a sample of fields and then kept for the store",
-    )  # fmt: skip
+    _add_scale(parser)
     parser.add_argument(
         "--compression", default="none", **_one_of("compression", COMPRESSIONS),
         help="zstd makes the store a third as large, for a slow disk or a network; auto measures the disk (default: none, plain .npy)",
@@ -273,6 +319,8 @@ def _add_import(commands) -> None:
     parser.add_argument("--boxes", metavar="CSV", help="boxes that people drew around cells of whole images, with the class of each; a crop is cut around every box")
     parser.add_argument("--pattern", metavar="NAME", help="how files are named, e.g. '{field_id}_{channel}.png', where {field_id} is the crop (default: recognised)")
     parser.add_argument("--channels", metavar="LIST", type=_channel_list, help="stains of the crops, separated by commas, in the order of the file (default: recognised)")
+    _add_reading(parser)
+    _add_scale(parser)
     parser.add_argument("--size", metavar="N", type=_whole(1, 4096), help="height and width of the crops in the store, pixels (default: as most of them are; with --boxes 64)")
 
 # %% ../nbs/98_arguments.ipynb #563a4bb0
@@ -323,10 +371,12 @@ def _add_predict(commands) -> None:
         "hpacell predict data/new --model data/model --out data/found", "hpacell predict data/new --model runs/demo-20260102-030405 --out data/found --overlays 10",
     )  # fmt: skip
     _add_fields(parser)
+    _add_reading(parser)
     parser.add_argument("--model", required=True, metavar="RUN_OR_WEIGHTS", help="a run, a model's folder or its weights")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder for cells.parquet, submission.csv, overlays/ and maps/")
     parser.add_argument("--overlays", metavar="N", type=int, default=-1, help="the most pictures to draw; -1 for all (default: -1)")
     parser.add_argument("--maps", metavar="N", type=int, default=0, help="of the N surest cells of each location a picture of where in the cell it is seen (default: 0)")
+    _add_scale(parser)
     _add_workers(parser)
 
 # %% ../nbs/98_arguments.ipynb #94675b82

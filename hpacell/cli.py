@@ -25,6 +25,26 @@ def _workers(arguments: argparse.Namespace) -> int:
 
     return read_settings(overrides={"engine_workers": arguments.workers}).workers
 
+# %% ../nbs/99_cli.ipynb #4b2091d0
+def _reading(arguments: argparse.Namespace):
+    """--axes, --scene and --z as a `hpacell.fields.image.Reading`."""
+    from hpacell.fields.image import Reading
+
+    return Reading(arguments.axes, arguments.scene, arguments.z)
+
+# %% ../nbs/99_cli.ipynb #f836e254
+def _scale(arguments: argparse.Namespace):
+    """--bits and --range as a `hpacell.fields.depth.IntensityScale`."""
+    from hpacell.fields.depth import IntensityScale
+
+    return IntensityScale(arguments.bits or 0, intensity_range=arguments.intensity_range)
+
+# %% ../nbs/99_cli.ipynb #1405dc93
+def _report_notes(notes: Sequence[str]) -> None:
+    """One warning on what was left out of files and what was assumed."""
+    if notes:
+        print("\n  ".join(["read with assumptions; hpacell inspect FIELDS shows each field:", *notes]), file=sys.stderr)
+
 # %% ../nbs/99_cli.ipynb #4ff713ba
 def _report_quarantine(quarantine, path: str, what: str = "field") -> int:
     """Name the first bad ones, and where all of them are; the exit code."""
@@ -54,6 +74,21 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return 0
 
 # %% ../nbs/99_cli.ipynb #f6ed1486
+def _inspect(arguments: argparse.Namespace) -> int:
+    """Print what would be read from each field."""
+    from hpacell.fields.inspect import describe_inspected, inspect_fields
+    from hpacell.files import write_table
+
+    table = inspect_fields(arguments.fields, arguments.pattern, arguments.channels, _reading(arguments), arguments.limit)
+    for row in table.to_dict("records"):
+        print(describe_inspected(row))
+    if arguments.out:
+        write_table(arguments.out, table)
+    bad = int(table["error"].ne("").sum())
+    print(f"{count_of(len(table), 'field')}, {bad} of them cannot be read" if bad else count_of(len(table), "field"))
+    return 1 if bad else 0
+
+# %% ../nbs/99_cli.ipynb #19a4e404
 def _explore(arguments: argparse.Namespace) -> int:
     """Execute the explore workflow, after a look at what it needs."""
     from hpacell.fields.find import survey_fields
@@ -62,6 +97,8 @@ def _explore(arguments: argparse.Namespace) -> int:
     from hpacell.pipeline.templates import check_parameters
 
     values = {"fields": arguments.fields, "labels": arguments.labels, "pattern": arguments.pattern, "channels": arguments.channels}
+    reading = {"axes": arguments.axes, "scene": -1 if arguments.scene is None else arguments.scene, "z": arguments.z}
+    _reading(arguments)  # refuses what cannot be
     given = {name: value for name, value in values.items() if value}
     tables = {name: value for name, value in (("cells", arguments.cells), ("pairs", arguments.duplicates)) if value}
     check_parameters("explore", given | tables)
@@ -73,7 +110,7 @@ def _explore(arguments: argparse.Namespace) -> int:
     else:
         beside = labels_beside(arguments.fields)
         print(f"no labels are shown; to use those beside the fields: --labels {beside}" if beside else "no labels are shown: none were given")
-    return _show_run(run_plan(Plan("explore", {"explore": given | tables}), runs=_runs_folder(arguments)))
+    return _show_run(run_plan(Plan("explore", {"explore": given | tables | reading}), runs=_runs_folder(arguments)))
 
 # %% ../nbs/99_cli.ipynb #24203a26
 def _check_tables(cells: str = "", pairs: str = "") -> None:
@@ -107,7 +144,7 @@ def _segment(arguments: argparse.Namespace) -> int:
 
     report = segment_fields(
         arguments.fields, arguments.out, method=arguments.method, border=arguments.border, pattern=arguments.pattern,
-        channels=arguments.channels, workers=_workers(arguments),
+        channels=arguments.channels, workers=_workers(arguments), reading=_reading(arguments),
     )  # fmt: skip
     found = count_of(report.fields["n_nuclei"].sum(), "nucleus", "nuclei")
     if report.fields["n_cells"].notna().any():
@@ -116,6 +153,7 @@ def _segment(arguments: argparse.Namespace) -> int:
     empty = report.fields.loc[report.fields["n_nuclei"] == 0, "field_id"].tolist()
     if empty:
         print(f"no nuclei in {count_of(len(empty), 'field')}: {', '.join(empty[:5])}{', …' * (len(empty) > 5)}", file=sys.stderr)
+    _report_notes(report.notes)
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
 
 # %% ../nbs/99_cli.ipynb #4335c90c
@@ -124,13 +162,13 @@ def _extract(arguments: argparse.Namespace) -> int:
     _prepare("hpacell.pipeline.extract", arguments)
     from hpacell.pipeline.extract import ExtractSettings, extract_fields
 
-    given = {} if arguments.bits is None else {"bits": arguments.bits}
     settings = ExtractSettings(
-        crop_size=arguments.size, method=arguments.method, border=arguments.border, clear_outside=not arguments.keep_outside, **given
-    )
+        crop_size=arguments.size, method=arguments.method, border=arguments.border, clear_outside=not arguments.keep_outside,
+        bits=arguments.bits or 0, intensity_range=arguments.intensity_range,
+    )  # fmt: skip
     report = extract_fields(
         arguments.fields, arguments.out, labels=arguments.labels, settings=settings, pattern=arguments.pattern,
-        channels=arguments.channels, workers=_workers(arguments), compression=arguments.compression,
+        channels=arguments.channels, workers=_workers(arguments), compression=arguments.compression, reading=_reading(arguments),
     )  # fmt: skip
     print(report)
     return _report_quarantine(report.quarantine, f"{report.store.folder}/quarantine.csv")
@@ -160,7 +198,7 @@ def _export(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #1943f229
 def _import(arguments: argparse.Namespace) -> int:
     """Make a store of crops that another tool has cut, or of cells that people marked with boxes."""
-    shared = {"pattern": arguments.pattern, "channels": arguments.channels}
+    shared = {"pattern": arguments.pattern, "channels": arguments.channels, "reading": _reading(arguments), "intensity_scale": _scale(arguments)}
     if arguments.boxes:
         if arguments.labels:
             raise ValueError("expected --boxes with the classes of the cells or --labels, got both: leave --labels out")
@@ -240,7 +278,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     report = predict_fields(
         arguments.fields, arguments.model, arguments.out, pattern=arguments.pattern, channels=arguments.channels,
-        workers=_workers(arguments), overlays=arguments.overlays, maps=arguments.maps,
+        workers=_workers(arguments), overlays=arguments.overlays, maps=arguments.maps, reading=_reading(arguments), intensity_scale=_scale(arguments),
     )  # fmt: skip
     print(report)
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
@@ -335,7 +373,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 # %% ../nbs/99_cli.ipynb #5a056367
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "demo": _demo, "simulate": _simulate, "explore": _explore, "segment": _segment, "extract": _extract, "verify": _verify,
+    "demo": _demo, "simulate": _simulate, "inspect": _inspect, "explore": _explore, "segment": _segment, "extract": _extract, "verify": _verify,
     "export": _export, "import": _import, "convert": _convert, "train": _train, "predict": _predict, "score": _score,
     "run": _run, "sweep": _sweep, "runs": _runs, "compare": _compare,
 }  # fmt: skip

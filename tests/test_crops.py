@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as npst
 
 from hpacell.cells.crops import crop_cells, protein_background
 from hpacell.cells.measurements import measure_cells
-from hpacell.fields.read import to_uint8
+from hpacell.fields.depth import to_uint8
 from hpacell.vocabulary import CHANNELS
 
 

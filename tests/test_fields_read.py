@@ -14,7 +14,8 @@ from PIL import Image
 
 from hpacell.fields.decode import decode_image
 from hpacell.fields.find import check_has_nucleus
-from hpacell.fields.read import FieldError, FieldSource, find_fields, read_field, to_uint8
+from hpacell.fields.depth import to_uint8
+from hpacell.fields.read import FieldError, FieldSource, find_fields, read_field
 from hpacell.vocabulary import CHANNELS, HPA_COLOURS
 
 COLOURS = tuple(HPA_COLOURS)
@@ -123,12 +124,13 @@ def test_two_files_for_one_channel_are_refused(tmp_path):
         find_fields(tmp_path)
 
 
-def test_8_and_16_bit_channels_meet_at_the_cameras_depth(tmp_path):
+def test_8_and_16_bit_channels_keep_their_numbers(tmp_path):
     red = np.array([[0, 4000]], np.uint16)
     write_tiff(tmp_path / "a_red.tif", red)
     Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "a_blue.png")
     field = only(tmp_path)
-    assert field.image.dtype == np.uint16 and field.image[0, 1].tolist() == [4000, 4095]
+    assert field.image.dtype == np.uint16 and field.image[0, 1].tolist() == [4000, 255]
+    assert [numbers.kind for numbers in field.numbers] == ["unsigned", "uint8"]
 
 
 # ---- one file a field
@@ -172,7 +174,10 @@ def test_a_composite_is_microtubules_protein_nucleus(tmp_path):
     Image.fromarray(rgb).save(tmp_path / "x.png")
     field = only(tmp_path)
     assert field.channels == ("microtubules", "protein", "nucleus") and np.array_equal(field.image, rgb)
-    assert np.array_equal(only(tmp_path, channels=["nucleus"]).image[..., 0], rgb.max(axis=2))
+    assert np.array_equal(only(tmp_path, channels=["nucleus"]).image[..., 0], rgb[..., 2])
+    assert np.array_equal(only(tmp_path, channels=["nucleus", "protein"]).image, rgb[..., [2, 1]])
+    with pytest.raises(FieldError, match="expected a channel actin, got a picture of several colours, .*: name the three stains"):
+        only(tmp_path, channels=["actin"])
     assert only(tmp_path, channels=["nucleus", "protein", "actin"]).channels == ("nucleus", "protein", "actin")
 
 
@@ -281,13 +286,14 @@ def test_two_nameless_channels_keep_numbers_and_ask_for_names(tmp_path):
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
-        (np.array([[-128, 127]], np.int8), [0, 255]),
-        (np.array([[-5, 300]], np.int16), [0, 305]),
+        (np.array([[-128, 127]], np.int8), [-128, 127]),
+        (np.array([[-5, 300]], np.int16), [-5, 300]),
         (np.array([[5, 300]], np.int32), [5, 300]),
-        (np.array([[0, 2**32 - 1]], np.uint32), [0, 65535]),
-        (np.array([[0.25, 0.75]], np.float32), [0, 65535]),
-        (np.array([[np.nan, 2.0]], np.float64), [0, 0]),
-        (np.array([[-np.inf, 0, 1, np.inf]], np.float32), [0, 0, 65535, 65535]),
+        (np.array([[0, 2**32 - 1]], np.uint32), [0, 2**32]),  # 24 bits are kept
+        (np.array([[0.25, 0.75]], np.float32), [0.25, 0.75]),
+        (np.array([[1e-3, 1e300]], np.float64), [np.float32(1e-3)] * 2),  # infinite in 32 bits
+        (np.array([[np.nan, 2.0]], np.float64), [2, 2]),
+        (np.array([[-np.inf, 0, 1, np.inf]], np.float32), [0, 0, 1, 1]),
         (np.array([[False, True]]), [0, 255]),
     ],
 )
@@ -475,7 +481,7 @@ def test_real_containers(shared_data):
     for name in ("neubias", "neubias/watershed", "ome", "ome/multi-tiff", "multichannel", "stardist", "pillow_valid"):
         for source in find_fields(folder / name):
             field = read_field(source)
-            assert field.image.ndim == 3 and field.image.dtype in (np.uint8, np.uint16)
+            assert field.image.ndim == 3 and field.image.dtype in (np.uint8, np.uint16, np.float32)
             channels[field.field_id] = field.channels
     assert not any("labels" in name for name in channels)
     assert channels["xy_16bit__h2b"] == ("nucleus",) and channels["instanseg_Fluorescence_example"] == (

@@ -20,7 +20,7 @@ from hpacell.fields.read import FieldError, FieldSource, find_fields, read_field
 
 GREY = np.random.default_rng(0).integers(0, 256, (40, 50), dtype=np.uint8)
 READABLE = {  # of pillow_corrupt: odd, but all pixels are there
-    "crash-0da013a13571cc8eb457a39fee8db18f8a3c7127.tif", "hopper_bad_exif.jpg", "tiff_wrong_bits_per_sample.tiff",
+    "crash-0da013a13571cc8eb457a39fee8db18f8a3c7127.tif", "hopper_bad_exif.jpg",
     "tiff_wrong_bits_per_sample_2.tiff", "tiff_wrong_bits_per_sample_3.tiff",
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..fields.read import to_uint8
+from ..fields.depth import to_uint8
 from ..masks.boxes import find_boxes, pad_boxes
 from ..vocabulary import CHANNELS
 
@@ -98,8 +98,9 @@ def crop_cells(
 
     Parameters
     ----------
-    image : ndarray, (H, W, C), uint8 or uint16
-        The field; 16-bit is brought to 8 bits for the whole field, see `to_uint8`.
+    image : ndarray, (H, W, C), uint8, uint16 or float32
+        The field; other than uint8 is scaled to 8 bits by itself. For a scale that many fields share, give the field in
+        8 bits, see `hpacell.fields.depth.to_uint8`.
     cells : ndarray, (H, W), int, or None
         Label image; 0 is background, labels need not be consecutive. None: cut along `nuclei`.
     size : int

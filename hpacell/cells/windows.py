@@ -7,7 +7,6 @@ __all__ = ['SCALES', 'read_boxes', 'outside_of', 'window_sides', 'cut_windows']
 
 # %% ../../nbs/35_cells.windows.ipynb #dc110d46
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +14,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ..fields.names import IMAGE_SUFFIXES, normal_name
-from ..fields.read import to_uint8
+from ..fields.names import image_stem, normal_name
+from ..fields.depth import to_uint8
 from ..files import read_bytes
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, check_known, format_labels, location_title
 
@@ -31,8 +30,7 @@ _BOX = ("row0", "col0", "row1", "col1")
 def _image_of(text: str) -> str:
     """Name of an image from its name or path."""
     name = normal_name(text.strip().replace("\\", "/").rsplit("/", 1)[-1])
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+    return image_stem(name) or name
 
 # %% ../../nbs/35_cells.windows.ipynb #253fd8e9
 def _read_table(path: str) -> pd.DataFrame:
@@ -228,8 +226,9 @@ def cut_windows(image: np.ndarray, boxes: np.ndarray, sides: np.ndarray, size: i
 
     Parameters
     ----------
-    image : ndarray, (H, W, C), uint8 or uint16
-        16-bit is brought to 8 bits for the whole image, see `to_uint8`.
+    image : ndarray, (H, W, C), uint8, uint16 or float32
+        Other than uint8 is scaled to 8 bits by itself. For a scale that many images share, give the image in 8 bits, see
+        `hpacell.fields.depth.to_uint8`.
     boxes : ndarray, (N, 4), int
         (row0, col0, row1, col1), pixels, half-open.
     sides : ndarray, (N,), int

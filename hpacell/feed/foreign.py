@@ -7,9 +7,10 @@ __all__ = ['import_crops', 'import_boxes']
 
 # %% ../../nbs/57_feed.foreign.ipynb #f74f2225
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,11 @@ from .writer import StoreWriter
 from ..fields.decode import decode_image
 from ..fields.find import IMAGE_SUFFIXES, survey_fields
 from ..fields.image import refusal
-from ..fields.read import FieldError, FieldSource, read_field, to_uint8
+from ..fields.depth import IntensityScale, decide_scale, measure_brightness, misfit_of, to_uint8
+from ..fields.read import Field, FieldError, FieldSource, Reading, read_field
 from ..files import check_local, fingerprint, is_remote, join_path, list_files, path_exists, read_bytes, read_json
 from ..progress import progress
-from ..vocabulary import CHANNELS, HPA_COLOURS, LOCATIONS, LOCATIONS_2018, format_labels
+from ..vocabulary import CHANNELS, HPA_COLOURS, LOCATIONS, LOCATIONS_2018, count_of, format_labels
 
 # %% ../../nbs/57_feed.foreign.ipynb #ad216d3d
 _SAMPLE = 256
@@ -43,32 +45,42 @@ class _Images:
     sources: list[FieldSource]
     channels: tuple[str, ...]
     side: int  # the most common
+    scale: IntensityScale = IntensityScale()
+    notes: tuple[str, ...] = ()
+    misfits: list[dict] = field(default_factory=list)  # of the crops that were read
 
     @property
     def names(self) -> list[str]:
         return [source.field_id for source in self.sources]
 
     def read(self, number: int) -> np.ndarray:
-        """One crop (h, w, C), uint8 or uint16, with the agreed channels; a `FieldError` if it has them not."""
+        """One crop (h, w, C), uint8, with the agreed channels; raises `FieldError` if it does not have them."""
         source = self.sources[number]
         crop = read_field(source)
+        small = self._in_8_bits(crop)
         if crop.channels == self.channels:
-            return crop.image
+            return small
         if set(self.channels) <= set(crop.channels):
-            return np.stack([crop.channel(name) for name in self.channels], axis=2)
+            return np.stack([small[..., crop.channels.index(name)] for name in self.channels], axis=2)
         if source.channels or len(crop.channels) == len(self.channels):
             expected, got = (", ".join(names) for names in (self.channels, crop.channels))
             raise refusal(source.paths[0], f"the channels {expected} as in other crops", got, "import these crops by themselves")
-        return read_field(replace(source, channels=self.channels)).image
+        return self._in_8_bits(read_field(replace(source, channels=self.channels)))
+
+    def _in_8_bits(self, crop: Field) -> np.ndarray:
+        """A crop by the scale of all; how it does not fit is kept."""
+        small = to_uint8(crop.image, self.scale, crop.numbers)
+        self.misfits.append(misfit_of(crop, small, self.scale))
+        return small
 
 # %% ../../nbs/57_feed.foreign.ipynb #16cd20e3
-def _sample_images(sources: Sequence[FieldSource]) -> tuple[tuple[str, ...], int]:
-    """Channels and side that most crops of a sample have."""
+def _sample_images(sources: Sequence[FieldSource], given: IntensityScale) -> tuple[tuple[str, ...], int, IntensityScale, tuple[str, ...]]:
+    """Channels and side that most crops of a sample have, the scale for all of them, and notes on it."""
     spread = np.unique(np.linspace(0, len(sources) - 1, min(_SAMPLE, len(sources))).astype(int)).tolist()
     rest = (i for i in range(len(sources)) if i not in set(spread))
     channels: Counter = Counter()
     sides: Counter = Counter()
-    one_hue, first_error = 0, None
+    one_hue, first_error, bright = 0, None, []
     for tried, i in enumerate([*spread, *rest]):
         if tried >= _SAMPLE and sides:
             break
@@ -78,6 +90,7 @@ def _sample_images(sources: Sequence[FieldSource]) -> tuple[tuple[str, ...], int
             first_error = first_error or error
             continue
         sides[max(crop.shape[:2])] += 1
+        bright.append(measure_brightness(crop))
         path = sources[i].paths[0]
         if crop.channels == ("nucleus",) and not sources[i].channels and decode_image(read_bytes(path), path).kind == "colour":
             one_hue += 1
@@ -87,17 +100,17 @@ def _sample_images(sources: Sequence[FieldSource]) -> tuple[tuple[str, ...], int
         raise FieldError(f"expected at least one readable crop, got none of {len(sources)}, e.g. {first_error}")
     if one_hue:
         channels[_COLOURS if _COLOURS in channels else ("nucleus",)] += one_hue
-    return channels.most_common(1)[0][0], max(sides, key=lambda side: (sides[side], side))
+    return channels.most_common(1)[0][0], max(sides, key=lambda side: (sides[side], side)), *decide_scale(bright, given)
 
 # %% ../../nbs/57_feed.foreign.ipynb #bb1cd17c
-def _find_images(folder: str, pattern: str | None, channels) -> _Images:
+def _find_images(folder: str, pattern: str | None, channels, reading: Reading | None, scale: IntensityScale) -> _Images:
     """Crops of a folder; where its `labels.csv` says which files they are, it is believed."""
     about, table = join_path(folder, "export.json"), join_path(folder, "labels.csv")
     if channels is None and path_exists(about):
         channels = {name: name for name in read_json(about).get("channels", ())} or None
     listed = not pattern and path_exists(table) and "path" in read_raw_rows(table)
-    sources = survey_fields(table if listed else folder, pattern=pattern, channels=channels).tell()
-    return _Images(sources, *_sample_images(sources))
+    sources = survey_fields(table if listed else folder, pattern=pattern, channels=channels, reading=reading).tell()
+    return _Images(sources, *_sample_images(sources, scale))
 
 # %% ../../nbs/57_feed.foreign.ipynb #0eb13d23
 @dataclass(frozen=True)
@@ -153,16 +166,6 @@ def _open_array(path: str, channels: Sequence[str] | None) -> _Array:
     return _Array(path, crops, channels)
 
 # %% ../../nbs/57_feed.foreign.ipynb #0db85285
-def _to_bytes(crops: list[np.ndarray]) -> list[np.ndarray]:
-    """Crops of one field in 8 bits, scaled alike."""
-    wide = [crop for crop in crops if crop.dtype == np.uint16]
-    if not wide:
-        return crops
-    flat = to_uint8(np.concatenate([crop.ravel() for crop in wide]))
-    parts = iter(np.split(flat, np.cumsum([crop.size for crop in wide])[:-1]))
-    return [next(parts).reshape(crop.shape) if crop.dtype == np.uint16 else crop for crop in crops]
-
-
 def _fit_crop(crop: np.ndarray, size: int, channels: Sequence[str]) -> np.ndarray:
     """A crop (h, w, C) as (1, size, size, C)."""
     if crop.shape[:2] == (size, size):
@@ -200,7 +203,7 @@ def _put_field(writer: StoreWriter, source: _Images | _Array, rows: pd.DataFrame
     cells = rows.loc[good].reset_index(drop=True)
     for axis, name in enumerate(("height", "width")):
         cells[name] = [crop.shape[axis] for crop in crops]
-    fitted = np.concatenate([_fit_crop(crop, size, source.channels) for crop in _to_bytes(crops)])
+    fitted = np.concatenate([_fit_crop(crop, size, source.channels) for crop in crops])
     found = {label for text in cells["labels"] for label in text.split("|") if label}
     labels = [name for name in dict.fromkeys((*LOCATIONS, *LOCATIONS_2018)) if name in found]
     field = {"field_id": str(cells["field_id"][0]), "labels": format_labels(labels), "height": None, "width": None, "pixel_um": None}
@@ -222,19 +225,48 @@ def _check_out(out: Path) -> None:
         raise ValueError(f"expected a new folder for the crops, got {out}, a store of extracted cells: choose another folder")
 
 
-def _open_source(folder: str, labels: str | None, pattern: str | None, channels) -> tuple[_Images | _Array, pd.DataFrame]:
+def _former_scale(out: Path, given: IntensityScale | None) -> IntensityScale:
+    """What is given of a scale, and what it leaves open as an earlier import into this store decided it."""
+    given = given or IntensityScale()
+    try:
+        known = read_manifest(out)["parameters"]
+    except (OSError, ValueError):
+        known = {}
+    return replace(given, bits=given.bits or known.get("bits", 0), real_range=given.real_range or known.get("real_range"))
+
+
+def _report_misfits(source: _Images | _Array) -> None:
+    """Print how many crops do not fit the scale of all."""
+    for key, what in (("saturated", "with pixels brighter than the range, which are cut off: to keep them, give a greater --bits or --range"),
+                      ("used", "that use less than 1/32 of the range: to see more of them, give a smaller --bits or --range")):  # fmt: skip
+        n = 0 if isinstance(source, _Array) else sum(key in misfit for misfit in source.misfits)
+        if n:
+            print(f"{count_of(n, 'crop')} {what}", file=sys.stderr)
+
+
+def _tell_scale(source: _Images | _Array) -> dict:
+    """The scale for the manifest; what was decided is printed."""
+    if isinstance(source, _Array):
+        return {}
+    for note in source.notes:
+        print(note, file=sys.stderr)
+    ranges = {"real_range": source.scale.real_range, "intensity_range": source.scale.intensity_range}
+    return {"bits": source.scale.bits} | {name: ends and list(ends) for name, ends in ranges.items()}
+
+
+def _open_source(folder: str, labels: str | None, pattern: str | None, channels, reading: Reading | None, scale: IntensityScale) -> tuple[_Images | _Array, pd.DataFrame]:
     """The crops, and a row for each."""
     path, beside = _array_path(folder, pattern), join_path(folder, "labels.csv")
     if path is not None:
         array = _open_array(path, channels)
         return array, describe_array(path, len(array.crops), labels)
-    images = _find_images(folder, pattern, channels)
+    images = _find_images(folder, pattern, channels, reading, scale)
     return images, describe_crops(images.names, beside if labels is None and path_exists(beside) else labels)
 
 # %% ../../nbs/57_feed.foreign.ipynb #5f32b7f8
 def import_crops(
     folder: str | Path, out: str | Path, labels: str | Path | None = None, pattern: str | None = None,
-    channels: Sequence[str] | None = None, size: int | None = None,
+    channels: Sequence[str] | None = None, size: int | None = None, reading: Reading | None = None, intensity_scale: IntensityScale | None = None,
 ) -> CropStore:  # fmt: skip
     """Make a crop store of crops that somebody else made.
 
@@ -254,6 +286,11 @@ def import_crops(
         Channels by stain, as in `find_fields`; for an array, the names of all in their order.
     size : int, optional
         Side of the crops in the store, pixels. By default the most common side (of a sample of 256 crops).
+    reading : Reading, optional
+        How files of several dimensions are read.
+    intensity_scale : IntensityScale, optional
+        Which intensities become 0 and 255. What it leaves open is taken from the store that an import made there before,
+        or decided from the same sample, for all crops alike; it stands in the manifest.
 
     Returns
     -------
@@ -277,23 +314,24 @@ def import_crops(
     _check_out(out)
     if size is not None and not 1 <= size <= 4096:
         raise ValueError(f"expected a crop size from 1 to 4096 pixels, got {size}: choose one in between")
-    source, frame = _open_source(folder, None if labels is None else str(labels), pattern, channels)
+    source, frame = _open_source(folder, None if labels is None else str(labels), pattern, channels, reading, _former_scale(out, intensity_scale))
     size = size or source.side
     fields = frame.groupby("field_id", sort=False)
-    about = {"made_by": _MADE_BY, "size": size}
+    about = {"made_by": _MADE_BY, "size": size} | _tell_scale(source)
     with StoreWriter(out, (size, size, len(source.channels)), source.channels, about, verify=True) as writer:
         for _, rows in progress(fields, fields.ngroups, "import"):
             _put_field(writer, source, rows, size)
+        _report_misfits(source)
         return writer.finish()
 
 # %% ../../nbs/57_feed.foreign.ipynb #ce5f6236
-def _find_boxed(images: str, pattern: str | None, channels: Sequence[str] | None, wanted: set[str]) -> tuple[_Images, tuple[str, ...]]:
+def _find_boxed(images: str, pattern: str | None, channels: Sequence[str] | None, wanted: set[str], reading: Reading | None, scale: IntensityScale) -> tuple[_Images, tuple[str, ...]]:
     """The images that have boxes, and the names of their channels; a colour picture has red, green and blue."""
-    found = survey_fields(images, pattern=pattern, channels=channels).tell()
-    sources = [source for source in found if source.field_id in wanted]
+    sources = survey_fields(images, pattern=pattern, channels=channels, reading=reading).tell()
+    sources = [source for source in sources if source.field_id in wanted]
     if not sources:
         raise FieldError(f"{images}: expected the images that the boxes name, such as {min(wanted, default='none')}, got none of them: give their folder")
-    found = _Images(sources, *_sample_images(sources))
+    found = _Images(sources, *_sample_images(sources, scale))
     return found, ("red", "green", "blue") if not channels and found.channels == _COLOURS else found.channels
 
 # %% ../../nbs/57_feed.foreign.ipynb #6894d071
@@ -343,7 +381,7 @@ def _group_boxes(path: str, classes: Sequence[str] | None, window: dict) -> tupl
 def import_boxes(
     images: str | Path, boxes: str | Path, out: str | Path, size: int = 64, scale: str = "fixed", window: int | None = None,
     margin: float = 0.25, clear_outside: bool = True, classes: Sequence[str] | None = None, pattern: str | None = None,
-    channels: Sequence[str] | None = None,
+    channels: Sequence[str] | None = None, reading: Reading | None = None, intensity_scale: IntensityScale | None = None,
 ) -> CropStore:  # fmt: skip
     """Make a crop store of cells that people marked with boxes.
 
@@ -364,6 +402,8 @@ def import_boxes(
         The classes that may occur; see `read_boxes`.
     pattern, channels : optional
         As for `import_crops`; by default the channels of colour pictures are red, green and blue.
+    reading, intensity_scale : optional
+        As for `import_crops`.
 
     Returns
     -------
@@ -388,12 +428,13 @@ def import_boxes(
     _check_out(out)
     check_whole("size", size, 1)
     good, bad = _group_boxes(path, classes, {"scale": scale, "window": window, "margin": margin})
-    found, names = _find_boxed(str(images), pattern, channels, set(good["field_id"]))
+    found, names = _find_boxed(str(images), pattern, channels, set(good["field_id"]), reading, _former_scale(out, intensity_scale))
     numbers = {name: number for number, name in enumerate(found.names)}
     cut = {"size": size, "clear_outside": clear_outside}
     shown = {"window": int(good["window"].iloc[0])} if scale == "fixed" else {"margin": margin}
-    with StoreWriter(out, (size, size, len(names)), names, {"made_by": _MADE_BY, "scale": scale} | cut | shown, verify=True) as writer:
+    with StoreWriter(out, (size, size, len(names)), names, {"made_by": _MADE_BY, "scale": scale} | cut | shown | _tell_scale(found), verify=True) as writer:
         _put_bad(writer, bad, bad["problem"], path)
         for field_id, rows in progress(good.groupby("field_id"), good["field_id"].nunique(), "import"):
             _put_image(writer, found, numbers.get(field_id), rows, cut, path)
+        _report_misfits(found)
         return writer.finish()

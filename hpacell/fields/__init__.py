@@ -6,7 +6,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "find": ["FieldSource", "Survey", "find_fields", "survey_fields"],
-        "read": ["Field", "FieldError", "read_field", "to_uint8"],
+        "read": ["Field", "FieldError", "read_field"],
+        "depth": ["IntensityScale", "to_uint8"],
+        "image": ["Reading"],
+        "inspect": ["inspect_fields"],
         "picture": ["composite", "draw_outlines"],
         "duplicates": ["group_duplicates", "read_duplicates"],
         "catalog": ["catalog_fields", "read_labels", "split_fields", "split_folds"],

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .group import left_out_sentences, read_names
-from .image import FieldError, refusal
+from .image import FieldError, Reading, refusal
 from .names import IMAGE_SUFFIXES, NamedFile as _File, NamesRead, image_stem as _stem, normal_name
 from .patterns import read_pattern
-from .tiff import stain_of
+from .tiff_metadata import stain_of
 from ..files import is_remote, join_path, list_files, path_name, read_bytes
 from ..vocabulary import CHANNELS, HPA_COLOURS
 
@@ -69,6 +69,8 @@ class FieldSource:
         One file a channel, or one file with all channels.
     channels : tuple of str
         Names of the channels, in the order of `paths`. Empty: one file that says itself what it holds.
+    reading : Reading
+        How files of several dimensions are read.
     reasons : tuple of str
         Why each channel is called so, for people. Empty where that is not known.
     """
@@ -76,6 +78,7 @@ class FieldSource:
     field_id: str
     paths: tuple[str, ...]
     channels: tuple[str, ...] = ()
+    reading: Reading = Reading()
     reasons: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -147,10 +150,17 @@ def _by_table(path: str, renames: Mapping[str, str]) -> list[_File]:
             files += [replace(file, field_id=field_id) for file in found] if field_id else found
     return files
 
-# %% ../../nbs/09_fields.find.ipynb #53a3ea35
+# %% ../../nbs/09_fields.find.ipynb #1fd624bb
+def _on_disk(path: str) -> str:
+    """A path as the disk spells it, where a table composes letters and accents in another way."""
+    if is_remote(path) or os.path.exists(path) or not os.path.isdir(os.path.dirname(path) or "."):
+        return path
+    return next((other for other in list_files(os.path.dirname(path) or ".") if normal_name(other) == normal_name(path)), path)
+
+
 def _read_table(path: str, renames: Mapping[str, str]) -> NamesRead:
     """Files that a CSV names; where it says neither ids nor channels, the names of all its files together do."""
-    files = _by_table(path, renames)
+    files = [replace(file, path=_on_disk(file.path)) for file in _by_table(path, renames)]
     columns = {name for _, row in _csv_rows(path)[:1] for name in row}
     has_ids = bool(columns & {"field_id", "id"})
     if all(file.word for file in files) or (has_ids and len({file.field_id for file in files}) == len(files)):
@@ -227,9 +237,8 @@ def _sources(files: list[_File], wanted: tuple[str, ...], renames: Mapping[str, 
         absent = {name: one.beside(words.get(name, colours.get(name, name))) for name in expected}
         paths = tuple(places[name].path if name in places else absent[name] for name in expected)
         reasons = tuple((places[name].reason or _COLUMN) if name in places else "no file" for name in expected)
-        found.append(FieldSource(field_id, paths, expected, reasons))
-    reasons = ("--channels",) * len(wanted)
-    found += [FieldSource(field_id, (file.path,), wanted, reasons) for field_id, file in single.items()]
+        found.append(FieldSource(field_id, paths, expected, reasons=reasons))
+    found += [FieldSource(field_id, (file.path,), wanted) for field_id, file in single.items()]
     return sorted(found, key=lambda source: source.field_id)
 
 # %% ../../nbs/09_fields.find.ipynb #509b37a3
@@ -262,13 +271,14 @@ class Survey(NamedTuple):
 
 # %% ../../nbs/09_fields.find.ipynb #cc4992da
 def survey_fields(
-    fields: str | Path, pattern: str | None = None, channels: Sequence[str] | Mapping[str, str] | None = None
-) -> Survey:
+    fields: str | Path, pattern: str | None = None, channels: Sequence[str] | Mapping[str, str] | None = None,
+    reading: Reading | None = None,
+) -> Survey:  # fmt: skip
     """Find the fields of a folder, of a table of paths, or of one image file, and say what else is there.
 
     Parameters
     ----------
-    fields, pattern, channels
+    fields, pattern, channels, reading
         As for `find_fields`.
 
     Returns
@@ -289,7 +299,9 @@ def survey_fields(
         raise FieldError(f"{error}") from None
     if read.question:
         raise refusal(where, *read.question)
-    return Survey(_sources(read.files, wanted, renames, where), tuple(read.left_out), tuple(read.notes))
+    found = _sources(read.files, wanted, renames, where)
+    found = [replace(source, reading=reading) for source in found] if reading else found
+    return Survey(found, tuple(read.left_out), tuple(read.notes))
 
 
 def _read(where: str, pattern: str | None, renames: Mapping[str, str]) -> NamesRead:
@@ -308,8 +320,9 @@ def _read(where: str, pattern: str | None, renames: Mapping[str, str]) -> NamesR
 
 # %% ../../nbs/09_fields.find.ipynb #5b042cfd
 def find_fields(
-    fields: str | Path, pattern: str | None = None, channels: Sequence[str] | Mapping[str, str] | None = None
-) -> list[FieldSource]:
+    fields: str | Path, pattern: str | None = None, channels: Sequence[str] | Mapping[str, str] | None = None,
+    reading: Reading | None = None,
+) -> list[FieldSource]:  # fmt: skip
     """Find the fields of a folder, of a table of paths, or of one image file.
 
     Parameters
@@ -323,6 +336,8 @@ def find_fields(
     channels : sequence of str, or mapping, optional
         Channels to take, by stain: ``["nucleus"]``. With words of the file names: ``{"w1": "nucleus"}`` or
         ``["w1=nucleus"]``. For files that hold several channels, their names in order.
+    reading : Reading, optional
+        How files of several dimensions are read; goes into each source.
 
     Returns
     -------
@@ -338,7 +353,7 @@ def find_fields(
     ValueError
         A pattern with other placeholders.
     """
-    return survey_fields(fields, pattern, channels).sources
+    return survey_fields(fields, pattern, channels, reading).sources
 
 # %% ../../nbs/09_fields.find.ipynb #43867af3
 def _nothing(where: str, paths: Sequence[str]) -> FieldError:

@@ -20,9 +20,17 @@ from ..vocabulary import CHANNELS, count_of
 def _kinds_of(stems: Mapping[str, str], renames: Mapping[str, str]) -> dict[str, MadeName]:
     """Files whose names hold words of masks and the like, but for words that somebody has named as channels."""
     found = {path: made for path, stem in stems.items() if (made := made_name(stem))}
-    return {
+    found = {
         path: made for path, made in found.items() if not {made.word, *re.split(r"[_\-. ]", made.word)} & set(renames)
     }
+    channels: dict[str, set[str]] = defaultdict(set)
+    ids = {}
+    for path, made in found.items():
+        if not stems[path].startswith(made.of) and (words := find_words(stems[path])):
+            ids[path] = without_word(stems[path], words[-1])
+            channels[ids[path]].add(words[-1].text.lower())
+    several = {path for path, name in ids.items() if len(channels[name]) > 1}  # plate_labels_red and _green
+    return {path: made._replace(is_sure=made.is_sure and path not in several) for path, made in found.items()}
 
 
 def _belong(made: MadeName, path: str, names: set[str], fields: Mapping[str, set[str]], pairs: set[str]) -> bool:

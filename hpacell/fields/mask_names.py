@@ -17,6 +17,7 @@ _MADE = {
         "cp_masks", "predictedmask", "masks", "mask", "labels", "label", "lbl", "labelled", "labeled",
         "seg", "segmented", "segmentation", "simple segmentation", "object predictions", "instances", "annotation",
         "annotations", "groundtruth", "ground_truth", "gt", "rois", "binary", "cells", "nuclei",
+        "cellpose", "stardist", "watershed",
     ),
     "outlines": ("cp_outlines", "outlines", "outline", "contours", "contour", "boundaries"),
     "overlay": ("overlay", "overlays", "annotated"),
@@ -31,7 +32,11 @@ _ENDS = "|".join(sorted(map(re.escape, _REASONS), key=len, reverse=True)).replac
 _END = re.compile(
     rf"(?P<of>.+?)[_\-. ](?P<word>(?:{_ENDS}|\w*mask)\d?(?:[_\-. ](?:{_ENDS}))*)(?:{_UUID})?", re.IGNORECASE
 )
-_START = re.compile(r"(?P<word>masks?|labels?|lbl|seg|segmentation|gt)(?:[_\-. ]|(?=\d))(?P<of>.+)", re.IGNORECASE)
+_START = re.compile(
+    r"(?P<word>masks?|labels?|lbl|seg|segmentation|gt|overlays?|outlines?|thumb|thumbnail|pred|prediction|prob|flows?)"
+    r"(?:[_\-. ]|(?=\d))(?P<of>.+)",
+    re.IGNORECASE,
+)
 _INSIDE = re.compile(r"(?P<of>.+?)[_\-. ](?P<word>masks?|labels?|lbl|seg)[_\-. ]+(?P<rest>.+)", re.IGNORECASE)
 
 
@@ -50,6 +55,11 @@ def _is_sure(word: str) -> bool:
     return bool(_SURE.fullmatch(word) or _SURE.fullmatch(re.split(r"[_\-. ]", word)[-1]))
 
 
+def _is_plural(word: str) -> bool:
+    """Whether a word is unmistakable also in the middle of a name."""
+    return word.lower() in ("masks", "labels")
+
+
 def made_name(stem: str) -> MadeName | None:
     """Read the word of a mask, outline, overlay or thumbnail in a file name.
 
@@ -65,17 +75,17 @@ def made_name(stem: str) -> MadeName | None:
     """
     stem = re.sub(rf"(?<=thumb){_UUID}$", "", stem, flags=re.IGNORECASE)
     end, inside = _END.fullmatch(stem), _INSIDE.fullmatch(stem)
-    if end and (_is_sure(end["word"]) or not inside):
+    if end and (_is_sure(end["word"]) or not inside or not _is_plural(inside["word"])):
         word, last = end["word"].lower(), re.split(r"[_\-. ]", end["word"].lower())[-1]
         known = next((one for one in (word, word.rstrip("0123456789"), last) if one in _REASONS), "mask")
         return MadeName(stem, end["of"], word, _REASONS[known], _is_sure(word))
     if inside:
         word = inside["word"].lower()
         return MadeName(
-            stem, f"{inside['of']}_{inside['rest']}", word, _REASONS[word], _is_sure(word) and word.endswith("s")
+            stem, f"{inside['of']}_{inside['rest']}", word, _REASONS[word], _is_plural(word)
         )
     if match := _START.fullmatch(stem):
-        return MadeName(stem, match["of"], match["word"].lower(), "mask or label image")
+        return MadeName(stem, match["of"], match["word"].lower(), _REASONS[match["word"].lower()])
     return None
 
 # %% ../../nbs/06_fields.mask_names.ipynb #b423718b
@@ -95,9 +105,10 @@ def partner_names(made: MadeName) -> list[str]:
     shorter = [
         made.stem[: match.start()] for match in re.finditer(r"[_\-. ]", made.stem) if match.start() >= len(made.of)
     ]
+    before = [made.stem[: at - 1] for at in range(1, len(made.stem)) if made.stem.lower().startswith(made.word, at)]
     gaps = ("", "_", "-") if made.of[:1].isdigit() else ("_", "-")
     instead = [f"{word}{gap}{made.of}" for word in ("img", "image", "im", "raw") for gap in gaps]
-    return [made.of, *shorter, *instead, *(f"{made.of}_{word}" for word in ("img", "image", "raw"))]
+    return [made.of, *shorter, *before, *instead, *(f"{made.of}_{word}" for word in ("img", "image", "raw"))]
 
 # %% ../../nbs/06_fields.mask_names.ipynb #23005588
 _WHOLE = re.compile(r"rgb|merged?|composite|overlay|colou?r|all|stack|max|mip", re.IGNORECASE)

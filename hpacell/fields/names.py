@@ -83,12 +83,12 @@ _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NAMES = "|".join((*HPA_COLOURS, *CHANNELS))
 _STRONG = "|".join((*_STAINS.values(), _GREEN, _DYES))
 _WORDS = re.compile(
-    rf"(?P<boxed>[\[(][^\[\]()]*?\b(?:{_STRONG})\b[^\[\]()]*[\])])"
+    rf"(?P<boxed>\[[^\[\]]*?\b(?:{_STRONG})\b[^\[\]]*\])|(?<=wv )(?P<filter>[^()]+)(?=\))"
     rf"|(?:(?<![a-z0-9])|(?<=\d)(?=dapi|hoechst|e?gfp|fitc|tritc|cy\d))(?P<strong>{_STRONG})(?![a-z0-9])"
     rf"|(?<![a-z0-9])(?:(?P<colour>{_NAMES})(?![a-z0-9])"
     rf"|(?P<wide>w\d)(?={_UUID})|(?P<mixed>w\d{{1,2}}[ -]?[a-z][^_\s-]*)(?![a-z0-9])"
     rf"|(?P<wave>(?:ex)?(?:{_WAVES})(?:[ ]?nm)?)(?![a-z0-9])"
-    rf"|(?P<number>(?:channel|chan|ch)[ _=-]?\d{{1,3}}|c=?\d{{1,3}}|w\d{{1,2}})(?=$|[^a-z0-9]|sk\d|{_UUID}|_?thumb))"
+    rf"|(?P<number>(?:channel|chan|ch)[ _=-]?\d{{1,3}}|c=?\d{{1,4}}|w\d{{1,2}})(?=$|[^a-z0-9]|sk\d|t\d|{_UUID}|_?thumb))"
     r"|(?<![a-z])(?:(?:xy|[stzm])\d+)+(?P<inner>c\d{1,3})(?![a-z0-9])"
     r"|(?<=f\d\d)(?P<scan>d\d)(?![a-z0-9])|(?<=z\d\d)(?P<last>c\d\d)(?![a-z0-9])",
     re.IGNORECASE,
@@ -154,7 +154,7 @@ def _as_word(match: re.Match) -> ChannelWord:
     text, (start, end) = match[group], match.span(group)
     if group == "colour":
         return ChannelWord(text, start, end, "colour", HPA_COLOURS.get(text.lower(), text.lower()))
-    if group in ("boxed", "strong", "mixed"):
+    if group in ("boxed", "filter", "strong", "mixed"):
         channel = stain_in(text)
         dye = group != "mixed" or re.search(rf"\d[ -]?(?:{_GREEN}|{_DYES})$", text, re.IGNORECASE)
         return ChannelWord(text, start, end, "stain" if channel else "dye" if dye else "number", channel)
@@ -207,6 +207,10 @@ def without_word(stem: str, word: ChannelWord) -> str:
     before, after = stem[: word.start], re.sub(_UUID, "", stem[word.end :], flags=re.IGNORECASE)
     if not before:
         return after.lstrip(_SEPARATORS)
+    if (before[-1], after[:1]) in (("(", ")"), ("[", "]")):
+        before, after = before[:-1], after[1:]
+    if not after:
+        return before.rstrip(_SEPARATORS)
     if before[-1] in _SEPARATORS and (not after or after[0] in _SEPARATORS):
         before = before[:-1]
     return before + after

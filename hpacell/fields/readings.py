@@ -291,8 +291,7 @@ def read_images(stems: dict[str, str], renames: Mapping[str, str]) -> NamesRead:
         best, _ = _best(readings, stems)
         reading = best.reading if best else readings[0]
     else:
-        beside = _beside_nuclei(stems, words)
-        reading = _choose(stems, words, found)
+        reading, beside = _choose(stems, words, found)
     meanings = word_meanings(reading.values(), renames)
     found.files = [_named(path, stem, reading.get(path), meanings) for path, stem in stems.items()]
     unknown = [text for text in beside if any(file.word == text for file in found.files)]
@@ -303,28 +302,38 @@ def read_images(stems: dict[str, str], renames: Mapping[str, str]) -> NamesRead:
     return found
 
 
-def _choose(stems: Mapping[str, str], words: Mapping[str, Sequence[ChannelWord]], found: NamesRead) -> Reading:
-    """The best reading; with a question in `found` where its words say nothing, or another is as good."""
+def _choose(
+    stems: Mapping[str, str], words: dict[str, Sequence[ChannelWord]], found: NamesRead
+) -> tuple[Reading, list[str]]:
+    """The best reading, with words that nobody knows; where its words say nothing, or another is as good, a question."""
     best, other = _best(_readings(stems, words, False), stems)
+    more = dict(words)
+    beside = _beside_nuclei(stems, more)
+    if beside:
+        wider, same = _best(_readings(stems, more, False), stems)
+        if wider and (best is None or wider.score[0] > best.score[0]):
+            best, other = wider, same
     if best is None:
         tokens = {path: _token(stems[path], own) for path, own in words.items()}
         best, other = _best([{path: word for path, word in tokens.items() if word}], stems)
     atlas = _atlas_reading(stems)
     if best is None:
-        return atlas
+        return atlas, []
     if _says_something(best):
         if other:
             found.question = _ask_which(best, other)
         kept = set(best.words)
-        return {**atlas, **{path: word for path, word in best.reading.items() if word.text.lower() in kept}}
-    if 2 * sum(len(paths) for own in best.fields.values() for paths in own.values()) >= len(stems):
+        reading = {**atlas, **{path: word for path, word in best.reading.items() if word.text.lower() in kept}}
+        return reading, beside
+    kept = set(best.words)
+    if 2 * sum(word.text.lower() in kept for word in best.reading.values()) >= len(stems):
         found.question = _ask(best, stems, list(stems))
     else:
         sentence = "and each is read as a field: if they are channels, say so with --channels"
         found.notes.append(
             f"files of {first_names(best.fields)} differ by {', '.join(best.words[:4])} alone, {sentence}"
         )
-    return atlas
+    return atlas, []
 
 
 def _ask_which(best: _Scored, other: _Scored) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from ..fields.picture import composite, draw_outlines, write_png
-from ..fields.read import MAX_PIXELS, FieldSource, read_field, to_uint8
+from ..fields.read import MAX_PIXELS, FieldSource, read_field
 from ..masks.rle import decode_labels_rle
 from ..vocabulary import location_title
 
@@ -45,7 +45,7 @@ def draw_cells(source: FieldSource, cells: pd.DataFrame, width: int = 1024, max_
     field = read_field(source, max_pixels=max_pixels)
     height, full = field.image.shape[:2]
     labels = decode_labels_rle(list(cells["rle"]), (height, full))
-    rgb = draw_outlines(composite(to_uint8(field.image), field.channels), labels, thickness=max(1, full // 700))
+    rgb = draw_outlines(composite(field.image, field.channels), labels, thickness=max(1, full // 700))
     picture = Image.fromarray(rgb).resize((width, max(1, round(height * width / full))))
     draw, scale = ImageDraw.Draw(picture), width / full
     for label, cell in zip(_cell_titles(cells), cells.to_dict("records"), strict=True):

@@ -28,7 +28,9 @@ from ..feed.store import LOCK_NAME, MANIFEST_NAME, ORIGIN_NAME, SIGNATURES_NAME,
 from ..feed.writer import DamagedPartError, StoreWriter
 from ..fields.catalog import catalog_fields, read_labels
 from ..fields.find import check_has_nucleus, survey_fields
-from ..fields.read import FieldError, FieldSource, bits_of, read_field
+from ..fields.depth import Brightness, decide_scale, measure_brightness
+from ..fields.inspect import summarise_notes
+from ..fields.read import FieldError, FieldSource, Reading, read_field
 from ..files import fingerprint, is_remote, path_exists, read_json, write_json
 from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key
@@ -75,7 +77,7 @@ class ExtractReport:
 
     def __str__(self) -> str:
         n_good = self.n_fields - len(self.quarantine)
-        made = f"{count_of(self.n_made, 'field')} made now" if self.n_made else "all was there already"
+        made = f"{count_of(self.n_made, 'field')} made now" if self.n_made else "all was there already" if n_good else "no field could be used"
         lines = [f"{count_of(len(self.store), 'cell')} of {count_of(n_good, 'field')} in {self.store.folder} ({made})", *self.notes]
         if self.unlabelled:
             lines.append(f"{count_of(len(self.unlabelled), 'field')} without labels, e.g. {self.unlabelled[0]}")
@@ -94,6 +96,7 @@ def extract_fields(
     workers: int = 0,
     compression: str = "none",
     verify: bool = False,
+    reading: Reading | None = None,
 ) -> ExtractReport:
     """Make a crop store of a folder of fields, or bring it up to date.
 
@@ -116,6 +119,8 @@ def extract_fields(
         How shards are written; "auto" compresses on a disk that reads slower than a core can unpack.
     verify : bool
         Check every byte of what is there already, and make again what is damaged.
+    reading : Reading, optional
+        How files of several dimensions are read.
 
     Returns
     -------
@@ -134,19 +139,19 @@ def extract_fields(
     """
     check_known("compression", compression, ("auto", *COMPRESSIONS))
     if is_remote(store):
-        return _extract_to(str(store), fields, labels, settings, pattern, channels, workers, compression, verify)
+        return _extract_to(str(store), fields, labels, settings, pattern, channels, workers, compression, verify, reading)
     check_target(store)
     settings = settings or ExtractSettings()
-    sources = survey_fields(fields, pattern=pattern, channels=channels).tell()
+    sources = survey_fields(fields, pattern=pattern, channels=channels, reading=reading).tell()
     check_has_nucleus(sources)
     workers = processes_for(settings.method, sources, workers)
     if workers_of(workers, sources) > 1:
         prepare_workers(__name__)
     catalog = catalog_fields(sources, read_labels(labels) if labels else None)
     texts = catalog.frame.set_index("field_id")["labels"].fillna("") if labels else {}
-    origin = {"fields": _absolute(fields), "labels": _absolute(labels), "pattern": pattern, "channels": channels}
+    origin = {"fields": _absolute(fields), "labels": _absolute(labels), "pattern": pattern, "channels": channels, "reading": asdict(reading or Reading())}
     job = _plan(sources, texts, Path(store), settings, compression, workers, origin)
-    notes = _changes(Path(store), job)
+    notes = (*_changes(Path(store), job), *job.notes)
     for note in notes:  # before it takes hours, too
         print(note, file=sys.stderr)
     try:
@@ -154,18 +159,18 @@ def extract_fields(
     except DamagedPartError as error:
         notes = (*notes, f"mended: {error}")
         finished, n_made = _build(job, verify=True)
-    notes = (*notes, *_too_bright(finished, job.settings))
+    notes = (*notes, *_read_with_notes(finished), *_misfits(finished))
     return ExtractReport(finished, len(sources), n_made, finished.quarantine, catalog.missing_labels, catalog.missing_files, notes)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #50f50ab5
-def _extract_to(store: str, fields, labels, settings, pattern, channels, workers, compression, verify) -> ExtractReport:
+def _extract_to(store: str, fields, labels, settings, pattern, channels, workers, compression, verify, reading) -> ExtractReport:
     """`extract_fields` into a remote store: built on a local disk, where it stays for the next run, and copied."""
     cache = Path(read_settings().paths_cache)
     built = cache / f"building-{fingerprint(store)[:16]}"
     if not (built / MANIFEST_NAME).exists() and path_exists(f"{store.rstrip('/')}/{MANIFEST_NAME}"):
         # Made on another machine: what it holds need not be made again.
         shutil.copytree(fetch_store(store, cache), built, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK_NAME))
-    report = extract_fields(fields, built, labels, settings, pattern, channels, workers, compression, verify)
+    report = extract_fields(fields, built, labels, settings, pattern, channels, workers, compression, verify, reading)
     with filelock.FileLock(built / LOCK_NAME):
         write_store_to(read_store(built), store, verify)
     return report
@@ -188,11 +193,12 @@ class _Job:
     compression: str
     workers: int
     origin: dict
+    notes: tuple[str, ...] = ()
 
     def writer(self, verify: bool) -> StoreWriter:
         """The store's writer."""
         shape = (self.settings.crop_size, self.settings.crop_size, len(self.channels))
-        parameters = {**asdict(self.settings), "code": code_version()}
+        parameters = _as_json({**asdict(self.settings), "code": code_version()})
         return StoreWriter(self.store, shape, self.channels, parameters, self.compression, verify, self.origin)
 
     def outcomes(self, chosen: Sequence[tuple[int, tuple[str, ...]]]):
@@ -202,20 +208,47 @@ class _Job:
         return map_items(work, items, workers_of(self.workers, chosen))
 
 # %% ../../nbs/91_pipeline.extract.ipynb #17055c95
+_OPEN = {"bits": 0, "real_range": None}  # what an extraction decides for itself
+
+
+def _former_plan(store: Path, settings: ExtractSettings) -> dict | None:
+    """What an earlier extraction with the same settings into this store had decided."""
+    wanted = _as_json({**asdict(settings), **_OPEN})
+    for plan in (read_origin(store), _read_plan(store)):
+        if plan is not None and _as_json({**asdict(ExtractSettings()), **plan["settings"], **_OPEN}) == wanted:
+            return plan
+    return None
+
+
+def _as_json(values: Mapping[str, object]) -> dict:
+    """Return settings as they come back from a JSON file: pairs as lists."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+# %% ../../nbs/91_pipeline.extract.ipynb #d234e313
 def _plan(sources: list[FieldSource], texts: Mapping[str, str], store: Path, settings: ExtractSettings, compression: str, workers: int, origin: dict) -> _Job:  # fmt: skip
     """Settle what the caller left open, as an earlier extraction into this store did."""
-    plain = {**asdict(settings), "bits": 0}
-    plans = [plan for plan in (read_origin(store), _read_plan(store)) if plan is not None and {**plan["settings"], "bits": 0} == plain]
-    former = plans[0] if plans else {}
+    former = _former_plan(store, settings) or {}
     sample = cache(lambda: _sample(sources, settings))  # for both questions, and only if one is open
-    bits = settings.bits or (former["settings"]["bits"] if plans else _common_bits(sample()))
+    for name in _OPEN:
+        settings = replace(settings, **{name: getattr(settings, name) or former.get("settings", {}).get(name) or _OPEN[name]})
+    fresh = sample() if not former else _sample(_not_in(store, sources), settings) if not (settings.bits or settings.real_range) else []
+    scale, notes = decide_scale([brightness for _, brightness in fresh], settings.scale)
+    settings = replace(settings, bits=scale.bits, real_range=scale.real_range)
     if compression == "auto":
         compression = former.get("compression") or choose_compression(store)
     channels = Counter(source.channels for source in sources).most_common(1)[0][0] or tuple(former.get("store_channels", ())) or _common_channels(sample())
-    settings = replace(settings, bits=bits)
-    origin = {**origin, "settings": asdict(settings), "compression": compression, "store_channels": list(channels)}
+    origin = {**origin, "settings": _as_json(asdict(settings)), "compression": compression, "store_channels": list(channels)}
     labels = [str(texts.get(source.field_id, "")) for source in sources]
-    return _Job(sources, labels, settings, channels, store, compression, workers, origin)
+    return _Job(sources, labels, settings, channels, store, compression, workers, origin, notes)
+
+
+def _not_in(store: Path, sources: list[FieldSource]) -> list[FieldSource]:
+    """Fields that a store does not hold yet."""
+    try:
+        had = set(read_rows(store / read_manifest(store)["fields"]["name"])["field_id"].to_pylist())
+    except (FileNotFoundError, ValueError):
+        had = set()
+    return [source for source in sources if source.field_id not in had]
 
 # %% ../../nbs/91_pipeline.extract.ipynb #f3565828
 def _read_plan(store: Path) -> dict | None:
@@ -240,7 +273,7 @@ def _changes(store: Path, job: _Job) -> tuple[str, ...]:
             f"expected fields of the store in {store}, such as {min(had)}, got none of its {count_of(len(had), 'field')} "
             f"but {min(found)}: choose another folder for the store, or remove it first"
         )
-    before, now, notes = manifest["parameters"], {**asdict(job.settings), "code": code_version()}, []
+    before, now, notes = manifest["parameters"], _as_json({**asdict(job.settings), "code": code_version()}), []
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if name in before and name not in ("max_pixels", "code") and before[name] != now[name]]
     if changed or before.get("code") != now["code"]:
         why = ", ".join(changed) or "another version of hpacell or of a library it calls"
@@ -253,36 +286,38 @@ def _changes(store: Path, job: _Job) -> tuple[str, ...]:
     return tuple(notes)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #b3ed92ab
-def _too_bright(store: CropStore, settings: ExtractSettings) -> tuple[str, ...]:
-    """A note if fields have pixels beyond the depth that all of them share."""
-    if "saturated" not in store.fields:
+def _read_with_notes(store: CropStore) -> tuple[str, ...]:
+    """What was left out of files and what was assumed, a sentence for each kind."""
+    if "notes" not in store.fields:
         return ()
-    bright = store.fields.dropna(subset=["saturated"]).nlargest(1, "saturated")
-    n = int(store.fields["saturated"].notna().sum())
-    row = bright.iloc[0]
-    return (
-        f"{count_of(n, 'field')} with pixels brighter than {settings.bits} bits, which are cut off, at most {row['saturated']:.2%} of "
-        f"{row['field_id']}: to keep them, extract again with more --bits",
-    )
+    return summarise_notes((row.field_id, [note for note in str(row.notes).split("|") if note]) for row in store.fields.dropna(subset=["notes"]).itertuples())
 
 # %% ../../nbs/91_pipeline.extract.ipynb #c160da22
-def _sample(sources: Sequence[FieldSource], settings: ExtractSettings, n: int = 8) -> list[tuple[tuple[str, ...], int]]:
-    """Channels of a few readable fields from all over the list, and the brightest pixel of those with 16 bits."""
+def _misfits(store: CropStore) -> tuple[str, ...]:
+    """Notes on fields that do not fit the scale that all of them share."""
     found = []
-    for i in np.unique(np.linspace(0, len(sources) - 1, min(n, len(sources))).astype(int)):
-        with suppress(FieldError):
-            field = read_field(sources[i], max_pixels=settings.max_pixels)
-            found.append((tuple(field.channels), int(field.image.max(initial=0)) if field.image.dtype == np.uint16 else 0))
-    return found
+    for column, what, remedy in (
+        ("saturated", "with pixels brighter than the range of the crops, which are cut off, at most {:.2g} % of a channel of {}", "a greater --bits or --range, unless they are mere hot pixels"),
+        ("used", "that use little of the range of the crops, the least {:.2g} % by {}", "a smaller --bits or --range"),
+    ):
+        if column in store.fields and store.fields[column].notna().any():
+            rows = store.fields.dropna(subset=[column]).sort_values(column, ascending=column == "used")
+            worst = what.format(100 * rows[column].iloc[0], rows["field_id"].iloc[0])
+            found.append(f"{count_of(len(rows), 'field')} {worst}: to see all of them alike, extract again with {remedy}")
+    return tuple(found)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #494152da
-def _common_bits(sample: Sequence[tuple[tuple[str, ...], int]]) -> int:
-    """The camera's depth, by the brightest pixel of a few fields; 0 if none has 16 bits."""
-    highest = max((brightest for _, brightest in sample), default=0)
-    return bits_of(highest) if highest else 0
+def _sample(sources: Sequence[FieldSource], settings: ExtractSettings, n: int = 8) -> list[tuple[tuple[str, ...], list[Brightness]]]:
+    """Channels and brightness of a few readable fields from all over the list."""
+    found = []
+    for i in np.unique(np.linspace(0, max(0, len(sources) - 1), min(n, len(sources))).astype(int)):
+        with suppress(FieldError):
+            field = read_field(sources[i], max_pixels=settings.max_pixels)
+            found.append((tuple(field.channels), measure_brightness(field)))
+    return found
 
 # %% ../../nbs/91_pipeline.extract.ipynb #d1b2da7a
-def _common_channels(sample: Sequence[tuple[tuple[str, ...], int]]) -> tuple[str, ...]:
+def _common_channels(sample: Sequence[tuple[tuple[str, ...], list[Brightness]]]) -> tuple[str, ...]:
     """The channels that most of a few fields have; those of the Atlas if none could be read."""
     counts = Counter(channels for channels, _ in sample)
     return counts.most_common(1)[0][0] if counts else CHANNELS
@@ -366,5 +401,5 @@ def _extract_item(item: tuple[FieldSource, str, tuple[str, ...]], settings: Extr
         )
     if field.content in contents:
         return field.content, None
-    made = cut_field(field, settings, labels)
+    made = cut_field(field, settings, labels, alone=False)
     return field.content, replace(made, cells=to_rows(made.cells))  # here, where it is done for many fields at once

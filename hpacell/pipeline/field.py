@@ -19,7 +19,8 @@ import hpacell
 from ..cells.crops import crop_cells
 from ..cells.measurements import measure_cells
 from ..cells.segmentation import SegmentationSettings
-from ..fields.read import MAX_PIXELS, Field, FieldSource, read_field, to_uint8
+from ..fields.depth import IntensityScale, check_range, decide_scale, measure_brightness, misfit_of, to_uint8
+from ..fields.read import MAX_PIXELS, Field, FieldSource, Reading, read_field
 from ..files import fingerprint
 from .segmenters import check_method, method_signature, segmenter_of
 
@@ -41,8 +42,12 @@ class ExtractSettings:
     clean_protein : bool
         Subtract the background from the protein channel, see `hpacell.cells.crops.crop_cells`.
     bits : int
-        How many bits the camera used, for fields of 16 bits: 8 to 16. 0 lets each field decide by itself; an
-        extraction then finds one number for all its fields.
+        How many bits the camera used, for whole numbers wider than 8 bits: 8 to 32. 0: an extraction finds one number for
+        all its fields, see `hpacell.fields.depth`.
+    real_range : (float, float) or None
+        The same for numbers with a sign or with fractions: which become 0 and 255.
+    intensity_range : (float, float) or None
+        Which numbers become 0 and 255 in crops, of whatever kind they are; wins over the other two.
     max_pixels : int
         Fields with more are refused.
 
@@ -58,15 +63,23 @@ class ExtractSettings:
     clear_outside: bool = True
     clean_protein: bool = True
     bits: int = 0
+    real_range: tuple[float, float] | None = None
+    intensity_range: tuple[float, float] | None = None
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         if not 8 <= self.crop_size <= 4096:
             raise ValueError(f"expected a crop size from 8 to 4096 pixels, got {self.crop_size}: choose one in between")
-        if self.bits and not 8 <= self.bits <= 16:
-            raise ValueError(f"expected 8 to 16 bits, or 0, got {self.bits}: give the depth of the camera")
+        for name in ("real_range", "intensity_range"):
+            object.__setattr__(self, name, check_range(getattr(self, name), name))
+        self.scale  # refuses a depth that no camera has
         check_method(self.method)
         SegmentationSettings(border=self.border)  # refuses an unknown rule
+
+    @property
+    def scale(self) -> IntensityScale:
+        """Which intensities become 0 and 255 in crops."""
+        return IntensityScale(self.bits, self.real_range, self.intensity_range)
 
 # %% ../../nbs/89_pipeline.field.ipynb #91aab222
 @dataclass(frozen=True)
@@ -76,8 +89,8 @@ class ExtractedField:
     Parameters
     ----------
     field : dict
-        Row of the store's field table: `field_id, labels, height, width, pixel_um, content`; and `saturated`, the share
-        of its pixels that are brighter than `ExtractSettings.bits` can hold, if there are any.
+        Row of the store's field table: `field_id, labels, height, width, pixel_um, content, notes`; and of a field that does
+        not fit the scale of the store `saturated` or `used`, see `hpacell.fields.depth.misfit_of`.
     channels : tuple of str
         Channels by stain.
     cells : DataFrame
@@ -92,7 +105,7 @@ class ExtractedField:
     crops: np.ndarray
 
 # %% ../../nbs/89_pipeline.field.ipynb #295b1e9d
-def cut_field(field: Field, settings: ExtractSettings | None = None, labels: str = "") -> ExtractedField:
+def cut_field(field: Field, settings: ExtractSettings | None = None, labels: str = "", alone: bool = True) -> ExtractedField:
     """Segment, measure and crop one field.
 
     Parameters
@@ -103,6 +116,9 @@ def cut_field(field: Field, settings: ExtractSettings | None = None, labels: str
         How.
     labels : str
         The field's labels, such as ``"nucleoli|cytosol"``; every cell inherits them.
+    alone : bool
+        Let the field decide by itself what the settings leave open of the scale. False, for one of many fields: the range
+        of the type of its numbers counts.
 
     Returns
     -------
@@ -114,25 +130,28 @@ def cut_field(field: Field, settings: ExtractSettings | None = None, labels: str
     # A field with nothing but nuclei yields nuclei: they stand where the cells would.
     cells = segmented.nuclei if segmented.cells is None else segmented.cells
     table = measure_cells(field.image, cells, nuclei=segmented.nuclei, channels=field.channels, field_id=field.field_id, labels=labels, pixel_um=field.pixel_um)  # fmt: skip
+    scale = decide_scale([measure_brightness(field)], settings.scale)[0] if alone else settings.scale
+    small = to_uint8(field.image, scale, field.numbers)
     crops = crop_cells(
-        to_uint8(field.image, settings.bits), cells, size=settings.crop_size, clear_outside=settings.clear_outside,
+        small, cells, size=settings.crop_size, clear_outside=settings.clear_outside,
         clean_protein=settings.clean_protein, channels=field.channels,
     )  # fmt: skip
     height, width = field.image.shape[:2]
-    row = {"field_id": field.field_id, "labels": labels, "height": height, "width": width, "pixel_um": field.pixel_um, "content": field.content}
-    if settings.bits and field.image.dtype == np.uint16 and int(field.image.max(initial=0)) >> settings.bits:
-        row["saturated"] = float(np.mean(field.image >> settings.bits > 0))
+    row = {
+        "field_id": field.field_id, "labels": labels, "height": height, "width": width, "pixel_um": field.pixel_um,
+        "content": field.content, "notes": "|".join(field.notes), **misfit_of(field, small, scale),
+    }  # fmt: skip
     return ExtractedField(row, field.channels, table, crops)
 
 # %% ../../nbs/89_pipeline.field.ipynb #abe1d74a
-def extract_field(source: FieldSource, settings: ExtractSettings | None = None, labels: str = "") -> ExtractedField:
+def extract_field(source: FieldSource, settings: ExtractSettings | None = None, labels: str = "", alone: bool = True) -> ExtractedField:
     """Read, segment, measure and crop one field.
 
     Parameters
     ----------
     source : FieldSource
         Where the field lies.
-    settings, labels
+    settings, labels, alone
         See `cut_field`.
 
     Returns
@@ -146,7 +165,7 @@ def extract_field(source: FieldSource, settings: ExtractSettings | None = None, 
         The field cannot be read.
     """
     settings = settings or ExtractSettings()
-    return cut_field(read_field(source, max_pixels=settings.max_pixels), settings, labels)
+    return cut_field(read_field(source, max_pixels=settings.max_pixels), settings, labels, alone)
 
 # %% ../../nbs/89_pipeline.field.ipynb #63dacae9
 @cache
@@ -159,7 +178,7 @@ def code_version() -> str:
         32 hexadecimal digits.
     """
     package = Path(hpacell.__file__).parent
-    reading = [package / "vocabulary.py", *(package / "fields" / f"{name}.py" for name in ("image", "tiff", "decode", "read"))]
+    reading = [package / "vocabulary.py", *(package / "fields" / f"{name}.py" for name in ("image", "tiff_metadata", "tiff", "decode", "read", "depth"))]
     making = [*sorted(package.glob("masks/*.py")), *sorted(package.glob("cells/*.py")), package / "pipeline" / "field.py"]
     libraries = [".".join(version(name).split(".")[:2]) for name in _LIBRARIES]
     return fingerprint(libraries, *(_statements(path) for path in [*reading, *making]))
@@ -195,7 +214,9 @@ def field_key(source: FieldSource, content: str, settings: ExtractSettings) -> s
     str
         32 hexadecimal digits.
     """
-    return fingerprint([source.field_id, list(source.channels), content, _made_by(settings, tuple(source.channels))])
+    reading = source.reading
+    how = [] if reading == Reading() else [reading.axes, reading.scene, reading.z]
+    return fingerprint([source.field_id, list(source.channels), content, _made_by(settings, tuple(source.channels)), *how])
 
 # %% ../../nbs/89_pipeline.field.ipynb #9e8bc916
 @cache

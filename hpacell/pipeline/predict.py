@@ -8,7 +8,7 @@ __all__ = ['LIKELY', 'check_channels', 'predict_store', 'PredictReport', 'settin
 
 # %% ../../nbs/92_pipeline.predict.ipynb #2ba7e2e4
 from collections.abc import Sequence
-from dataclasses import dataclass, fields as dataclass_fields
+from dataclasses import dataclass, fields as dataclass_fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import pandas as pd
 
 from ..feed.store import CropStore
 from ..fields.find import FieldSource, check_has_nucleus, find_fields
-from ..fields.image import FieldError
+from ..fields.depth import IntensityScale
+from ..fields.image import FieldError, Reading
 from ..fields.picture import write_png
 from ..fields.read import read_field
 from ..figures.cells import draw_map
@@ -155,7 +156,8 @@ def _first_channels(sources: Sequence[FieldSource], max_pixels: int) -> tuple[st
 
 # %% ../../nbs/92_pipeline.predict.ipynb #f42b3744
 def find_channels(
-    classifier: TrainedClassifier, fields: str | Path, pattern: str | None = None, channels: Sequence[str] | None = None
+    classifier: TrainedClassifier, fields: str | Path, pattern: str | None = None, channels: Sequence[str] | None = None,
+    reading: Reading | None = None,
 ) -> tuple[list[FieldSource], Sequence[str] | None]:
     """Fields with the channels that a classifier was trained on.
 
@@ -163,7 +165,7 @@ def find_channels(
     ----------
     classifier : TrainedClassifier
         Its card names the channels.
-    fields, pattern, channels : optional
+    fields, pattern, channels, reading : optional
         As for `hpacell.fields.find.find_fields`.
 
     Returns
@@ -179,10 +181,10 @@ def find_channels(
         The fields have other channels, or none shows nuclei.
     """
     wanted = tuple(classifier.card["channels"])
-    sources = find_fields(fields, pattern=pattern, channels=channels)
+    sources = find_fields(fields, pattern=pattern, channels=channels, reading=reading)
     if not channels and all(set(wanted) <= set(source.channels) for source in sources):
         channels = wanted
-        sources = find_fields(fields, pattern=pattern, channels=channels)
+        sources = find_fields(fields, pattern=pattern, channels=channels, reading=reading)
     if "nucleus" in wanted:
         check_has_nucleus(sources)
     got = _first_channels(sources, settings_of(classifier).max_pixels)
@@ -294,6 +296,8 @@ def predict_fields(
     overlays: int = -1,
     min_confidence: float = 0.01,
     maps: int = 0,
+    reading: Reading | None = None,
+    intensity_scale: IntensityScale | None = None,
 ) -> PredictReport:
     """Locations of every cell of a folder of fields.
 
@@ -320,6 +324,11 @@ def predict_fields(
     maps : int
         Of so many cells of each location, the surest ones with a probability of at least `LIKELY`, ``maps/`` holds a
         picture of where in the cell it is seen.
+    reading : Reading, optional
+        How files of several dimensions are read.
+    intensity_scale : IntensityScale, optional
+        Which intensities become 0 and 255 in crops; by default as in the store that the model was trained on, and what
+        that leaves open is decided for all fields together.
 
     Returns
     -------
@@ -336,8 +345,11 @@ def predict_fields(
     out = check_local(out, "predictions")
     classifier = load_classifier(model)
     settings, note = settings_of(classifier), _submission_note(classifier.locations)
-    sources, channels = find_channels(classifier, fields, pattern, channels)
-    extracted = extract_fields(fields, out / "store", settings=settings, pattern=pattern, channels=channels, workers=workers)
+    if intensity_scale:
+        given = {name: value for name, value in vars(intensity_scale).items() if value}
+        settings = replace(settings, **given)
+    sources, channels = find_channels(classifier, fields, pattern, channels, reading)
+    extracted = extract_fields(fields, out / "store", settings=settings, pattern=pattern, channels=channels, workers=workers, reading=reading)
     cells = predict_store(classifier, extracted.store)
     write_table(out / "cells.parquet", cells)
     if note:  # one of an earlier run would be of another classifier
@@ -350,4 +362,4 @@ def predict_fields(
     problems = _draw_overlays(drawn, cells, out / "overlays", workers, settings.max_pixels)
     quarantine = pd.concat([extracted.quarantine[["field_id", "reason"]], problems], ignore_index=True)
     write_table(out / "quarantine.csv", quarantine)
-    return PredictReport(extracted, cells, classifier, str(out), quarantine, (note,) if note else ())
+    return PredictReport(extracted, cells, classifier, str(out), quarantine, (*extracted.notes, *((note,) if note else ())))

@@ -18,6 +18,7 @@ from ..feed.parts import read_part, read_parts, read_rows
 from ..feed.store import ORIGIN_NAME, QUARANTINE_NAME, SIGNATURES_NAME, CropStore, read_manifest
 from ..feed.writer import StoreWriter
 from ..fields.find import find_fields
+from ..fields.image import Reading
 from ..files import check_local, read_json
 from .engine import Outcome, map_items, workers_of
 from .extract import extract_fields, read_origin
@@ -141,14 +142,19 @@ def _make_up(folder: Path, workers: int) -> RepairReport:
     _check_still_there(folder, origin)
     report = extract_fields(
         origin["fields"], folder, origin["labels"], ExtractSettings(**origin["settings"]), origin["pattern"], origin["channels"],
-        workers, origin["compression"], verify=True,
+        workers, origin["compression"], verify=True, reading=_reading(origin),
     )  # fmt: skip
     return RepairReport(report.store, report.n_made)
 
 # %% ../../nbs/97_pipeline.repair.ipynb #fe2fda3a
+def _reading(origin: dict) -> Reading:
+    """How the files of a store were read."""
+    return Reading(**(origin.get("reading") or {}))
+
+# %% ../../nbs/97_pipeline.repair.ipynb #8a078059
 def _check_still_there(folder: Path, origin: dict) -> None:
     """An error if fields of the store are not among today's: extracting anew would drop them."""
-    found = {source.field_id for source in find_fields(origin["fields"], origin["pattern"], origin["channels"])}
+    found = {source.field_id for source in find_fields(origin["fields"], origin["pattern"], origin["channels"], _reading(origin))}
     gone = sorted({field["field_id"] for part in read_parts(folder) for field in part.fields} - found)
     if gone:
         raise ValueError(
@@ -156,7 +162,7 @@ def _check_still_there(folder: Path, origin: dict) -> None:
             f"e.g. {gone[0]}: bring them back, or run hpacell extract again, which takes them out of the store"
         )
 
-# %% ../../nbs/97_pipeline.repair.ipynb #8a078059
+# %% ../../nbs/97_pipeline.repair.ipynb #c73b1692
 def _cut_again(folder: Path, manifest: dict, lost: list[dict], workers: int) -> Iterator[ExtractedField]:
     """Cells of the fields whose crops are lost, in order."""
     if not lost:
@@ -170,8 +176,8 @@ def _cut_again(folder: Path, manifest: dict, lost: list[dict], workers: int) -> 
             f"expected the version of hpacell and its libraries that made {folder}, got another, and {damaged}: "
             "run hpacell extract again, which makes all fields with today's"
         )
-    settings = ExtractSettings(**{field.name: parameters[field.name] for field in dataclass_fields(ExtractSettings)})
-    sources = {source.field_id: source for source in find_fields(origin["fields"], origin["pattern"], origin["channels"])}
+    settings = ExtractSettings(**{field.name: parameters[field.name] for field in dataclass_fields(ExtractSettings) if field.name in parameters})
+    sources = {source.field_id: source for source in find_fields(origin["fields"], origin["pattern"], origin["channels"], _reading(origin))}
     gone = [record["field_id"] for record in lost if record["field_id"] not in sources]
     if gone:
         raise ValueError(f"expected all damaged fields in {origin['fields']}, got none named {gone[0]}: bring it back, or run hpacell extract again")
@@ -180,10 +186,10 @@ def _cut_again(folder: Path, manifest: dict, lost: list[dict], workers: int) -> 
     for record, outcome in zip(lost, map_items(work, items, workers_of(processes_for(settings.method, list(sources.values()), workers), items)), strict=True):
         yield _as_it_was(record, outcome)
 
-# %% ../../nbs/97_pipeline.repair.ipynb #c73b1692
+# %% ../../nbs/97_pipeline.repair.ipynb #2321ca2a
 def _extract_item(item: tuple, settings: ExtractSettings) -> ExtractedField:
     """`extract_field` on one (source, labels)."""
-    return extract_field(item[0], settings, item[1])
+    return extract_field(item[0], settings, item[1], alone=False)
 
 # %% ../../nbs/97_pipeline.repair.ipynb #f1f90e56
 def _as_it_was(record: dict, outcome: Outcome) -> ExtractedField:
