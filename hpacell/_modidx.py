@@ -934,6 +934,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'hpacell/fields/readings.py'),
                                          'hpacell.fields.readings._fields_of': ( 'fields.readings.html#_fields_of',
                                                                                  'hpacell/fields/readings.py'),
+                                         'hpacell.fields.readings._is_at_end': ( 'fields.readings.html#_is_at_end',
+                                                                                 'hpacell/fields/readings.py'),
                                          'hpacell.fields.readings._is_real': ( 'fields.readings.html#_is_real',
                                                                                'hpacell/fields/readings.py'),
                                          'hpacell.fields.readings._joined': ('fields.readings.html#_joined', 'hpacell/fields/readings.py'),

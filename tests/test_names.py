@@ -74,6 +74,8 @@ def files(ids, words, pattern="{}_{}.tif"):
         (("A1_Stitched[DAPI 377,447]_001.tif", "A1_Stitched[GFP 469,525]_001.tif"), {"A1_Stitched_001": ["nucleus", "protein"]}),
         (("A(fld 1 wv UV - DAPI).tif", "A(fld 1 wv Blue - FITC).tif"), {"A(fld 1 wv )": ["nucleus", "protein"]}),
         (("a_H2B-GFP.tif", "a_tubulin-RFP.tif"), {"a": ["nucleus", "microtubules"]}),
+        (("a_DAPI-T1.tif", "a_AF488-T2.tif"), {"a": ["nucleus", "protein"]}),  # Zen's tracks
+        (("DAPI_ER.tif", "GFP_ER.tif", "DAPI_protein.tif", "GFP_protein.tif"), {"ER": ["nucleus", "protein"], "protein": ["nucleus", "protein"]}),
         (files("ab", ("DAPI", "Ki67")), {"a": ["nucleus", "ki67"], "b": ["nucleus", "ki67"]}),
         (files("a", ("DAPI", "FITC", "Cy3", "Cy5", "BF")), {"a": ["nucleus", "protein", "cy3", "cy5", "bf"]}),
         (files("a", ("DAPI", "GFP", "FITC")), {"a": ["nucleus", "gfp", "fitc"]}),  # which is the protein?
@@ -85,7 +87,7 @@ def test_stains_make_fields(names, expected):
     assert asked(*names) is None and found(*names) == expected
 
 
-@pytest.mark.parametrize("end", ["ER", "Protein", "Green", "DAPI", "GFP", "nucleus_2_red"])
+@pytest.mark.parametrize("end", ["ER", "Protein", "Green", "DAPI", "GFP", "nucleus_2_red", "blue"])
 def test_ids_may_end_with_words_of_channels(tmp_path, end):
     fill(tmp_path, *files((f"x_{end}", "x_ctrl"), COLOURS, "{}_{}.png"))
     assert [(source.field_id, source.channels) for source in find_fields(tmp_path)] == sorted([(f"x_{end}", FOUR), ("x_ctrl", FOUR)])
@@ -136,6 +138,9 @@ COUNTED = [
     (files("1", ("d0", "d1"), "M_A0{}f00{}.TIF"), ("d0", "d1")),
     (files("1", ("C01", "C02"), "P_A0{}_T0001F001L01A01Z01{}.tif"), ("C01", "C02")),
     (files("ab", ("ch00", "ch01"), "{}_z0_{}.tif"), ("ch00", "ch01")),
+    (files("a", ("Channel 1", "Channel 2")), ("Channel 1", "Channel 2")),
+    (files("a", ("Ch1-T1", "Ch2-T2")), ("Ch1-T1", "Ch2-T2")),
+    (files(("a_561", "a_488"), ("DAPI",)), ("488", "561")),
     (["p_w11A2B3C4D-1111-2222-3333-123456789ABC.tif", "p_w29A2B3C4D-1111-2222-3333-123456789ABC.tif"], ("w1", "w2")),
     (["a_ch00.tif", "a_ch01.tif", "b_ch00.tif", "c_ch00.tif", "d_ch00.tif"], ("ch00", "ch01")),
 ]
@@ -150,8 +155,9 @@ def test_numbers_of_channels_are_a_question_with_an_answer_that_works(tmp_path, 
     asked_for = message.split("--channels ")[1].split(", with")[0].strip("'")
     assert [pair.rpartition("=")[0] for pair in asked_for.split(",")] == list(words)
     pattern = message.split("--pattern '")[1].split("'")[0] if "say it with --pattern" in message else None
-    fields = {tuple(find_fields(tmp_path, pattern, asked_for.split(",")))[i] for i in range(len({name for name in names}) // len(words) or 1)}
-    assert all(source.channels[:2] == ("nucleus", "protein") for source in fields)
+    sources = find_fields(tmp_path, pattern, asked_for.split(","))
+    assert sum(path.rpartition("/")[2] in names for source in sources for path in source.paths) == len(names)
+    assert all(source.channels[:2] == ("nucleus", "protein") and len(source.paths) == len(words) for source in sources)
     apart = message.rpartition("with --pattern '")[2].rstrip("'")
     assert len(find_fields(tmp_path, apart)) == len(names)
 

@@ -48,13 +48,13 @@ def _joined(stem: str, words: list[ChannelWord]) -> ChannelWord | None:
 
 
 def _token(stem: str, words: list[ChannelWord]) -> ChannelWord | None:
-    """The last stain or dye with what is written to it: `H2B-GFP`."""
-    for word in reversed([word for word in words if word.kind in ("stain", "dye")]):
+    """The last word, a stain rather than a number, with what is written to it: `H2B-GFP`, `DAPI-T2`."""
+    ranked = sorted(words, key=lambda word: (word.kind in ("stain", "dye"), word.start))
+    for word in reversed(ranked):
         start = max(stem.rfind(sign, 0, word.start) for sign in "_ ") + 1
         end = min([place for sign in "_ " if (place := stem.find(sign, word.end)) >= 0], default=len(stem))
-        whole = ChannelWord(
-            stem[start:end], start, end, "stain" if stain_in(stem[start:end]) else "dye", stain_in(stem[start:end])
-        )
+        channel = stain_in(stem[start:end])
+        whole = ChannelWord(stem[start:end], start, end, "stain" if channel else word.kind, channel)
         return whole if without_word(stem, whole) else None
     return None
 
@@ -69,7 +69,9 @@ def _readings(stems: Mapping[str, str], words: Mapping[str, Sequence[ChannelWord
         found += [{path: own[end] for path, own in kept.items() if own} for end in (-1, 0)]
     joined = {path: _joined(stems[path], own) for path, own in words.items()}
     if not given:
-        found.insert(2, {path: word for path, word in joined.items() if word})
+        kinds = ("number", "wave")
+        said = {word.text.lower() for path in stems if joined[path] for word in words[path] if word.kind not in kinds}
+        found.insert(2, {path: word for path, word in joined.items() if word and len(said) > 1})
     return [reading for reading in found if reading]
 
 # %% ../../nbs/07_fields.readings.ipynb #bed6d00e
@@ -99,6 +101,11 @@ class _Scored:
         return sorted({word for own in self.fields.values() for word in own})
 
 
+def _is_at_end(reading: Reading, stems: Mapping[str, str]) -> bool:
+    """Whether all words stand where the Atlas has them: at the end, behind an underscore."""
+    return all(stems[path][word.start - 1 :].lower() == f"_{word.text.lower()}" for path, word in reading.items())
+
+
 def _score(reading: Reading, stems: Mapping[str, str], names: set[str]) -> _Scored:
     """How much a reading explains: files, whole fields, fields with one nucleus, few words."""
     nuclei = {word.text.lower() for word in reading.values() if word.channel == "nucleus"}
@@ -110,7 +117,8 @@ def _score(reading: Reading, stems: Mapping[str, str], names: set[str]) -> _Scor
     once = sum(sum(word in nuclei for word in own) == 1 for own in real.values()) / max(1, len(real))
     twice = sum(len(paths) - 1 for own in real.values() for paths in own.values())
     explained = sum(len(paths) for own in real.values() for paths in own.values())
-    return _Scored(reading, real, (explained - twice, round(whole, 6), round(once, 6), -len(words)))
+    at_end = _is_at_end(reading, stems)
+    return _Scored(reading, real, (explained - twice, round(whole, 6), round(once, 6), at_end, -len(words)))
 
 # %% ../../nbs/07_fields.readings.ipynb #17db6956
 def _same_place(stems: Iterable[str], shape: str) -> dict[tuple[str, str], set[str]]:
@@ -147,10 +155,7 @@ def _best(readings: list[Reading], stems: Mapping[str, str]) -> tuple[_Scored | 
         return None, None
     best = max(scored, key=lambda one: one.score)  # of equals the first
     others = [one for one in scored if one.score == best.score and set(one.fields) != set(best.fields)]
-    at_end = all(
-        stems[path][word.start - 1 :].lower() == f"_{word.text.lower()}" for path, word in best.reading.items()
-    )
-    return best, others[0] if others and not at_end else None
+    return best, others[0] if others and not _is_at_end(best.reading, stems) else None
 
 
 def _says_something(scored: _Scored) -> bool:
