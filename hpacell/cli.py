@@ -26,18 +26,22 @@ def _workers(arguments: argparse.Namespace) -> int:
     return read_settings(overrides={"engine_workers": arguments.workers}).workers
 
 # %% ../nbs/99_cli.ipynb #4b2091d0
-def _reading(arguments: argparse.Namespace):
-    """--axes, --scene and --z as a `hpacell.fields.image.Reading`."""
+def _reading(arguments: argparse.Namespace) -> dict:
+    """--axes, --scene and --z as an argument `reading`, if one of them is given."""
+    if not arguments.axes and arguments.scene is None and not arguments.z:
+        return {}
     from hpacell.fields.image import Reading
 
-    return Reading(arguments.axes, arguments.scene, arguments.z)
+    return {"reading": Reading(arguments.axes, arguments.scene, arguments.z)}
 
 # %% ../nbs/99_cli.ipynb #f836e254
-def _scale(arguments: argparse.Namespace):
-    """--bits and --range as a `hpacell.fields.depth.IntensityScale`."""
+def _scale(arguments: argparse.Namespace) -> dict:
+    """--bits and --range as an argument `intensity_scale`, if one of them is given."""
+    if arguments.bits is None and arguments.intensity_range is None:
+        return {}
     from hpacell.fields.depth import IntensityScale
 
-    return IntensityScale(arguments.bits or 0, intensity_range=arguments.intensity_range)
+    return {"intensity_scale": IntensityScale(arguments.bits or 0, intensity_range=arguments.intensity_range)}
 
 # %% ../nbs/99_cli.ipynb #1405dc93
 def _report_notes(notes: Sequence[str]) -> None:
@@ -79,7 +83,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from hpacell.fields.inspect import describe_inspected, inspect_fields
     from hpacell.files import write_table
 
-    table = inspect_fields(arguments.fields, arguments.pattern, arguments.channels, _reading(arguments), arguments.limit)
+    table = inspect_fields(arguments.fields, arguments.pattern, arguments.channels, limit=arguments.limit, **_reading(arguments))
     for row in table.to_dict("records"):
         print(describe_inspected(row))
     if arguments.out:
@@ -97,8 +101,7 @@ def _explore(arguments: argparse.Namespace) -> int:
     from hpacell.pipeline.templates import check_parameters
 
     values = {"fields": arguments.fields, "labels": arguments.labels, "pattern": arguments.pattern, "channels": arguments.channels}
-    reading = {"axes": arguments.axes, "scene": -1 if arguments.scene is None else arguments.scene, "z": arguments.z}
-    _reading(arguments)  # refuses what cannot be
+    reading = vars(_reading(arguments).get("reading", argparse.Namespace()))
     given = {name: value for name, value in values.items() if value}
     tables = {name: value for name, value in (("cells", arguments.cells), ("pairs", arguments.duplicates)) if value}
     check_parameters("explore", given | tables)
@@ -110,7 +113,7 @@ def _explore(arguments: argparse.Namespace) -> int:
     else:
         beside = labels_beside(arguments.fields)
         print(f"no labels are shown; to use those beside the fields: --labels {beside}" if beside else "no labels are shown: none were given")
-    return _show_run(run_plan(Plan("explore", {"explore": given | tables | reading}), runs=_runs_folder(arguments)))
+    return _show_run(run_plan(Plan("explore", {"explore": given | tables | {name: value for name, value in reading.items() if value is not None}}), runs=_runs_folder(arguments)))
 
 # %% ../nbs/99_cli.ipynb #24203a26
 def _check_tables(cells: str = "", pairs: str = "") -> None:
@@ -144,7 +147,7 @@ def _segment(arguments: argparse.Namespace) -> int:
 
     report = segment_fields(
         arguments.fields, arguments.out, method=arguments.method, border=arguments.border, pattern=arguments.pattern,
-        channels=arguments.channels, workers=_workers(arguments), reading=_reading(arguments),
+        channels=arguments.channels, workers=_workers(arguments), **_reading(arguments),
     )  # fmt: skip
     found = count_of(report.fields["n_nuclei"].sum(), "nucleus", "nuclei")
     if report.fields["n_cells"].notna().any():
@@ -162,13 +165,13 @@ def _extract(arguments: argparse.Namespace) -> int:
     _prepare("hpacell.pipeline.extract", arguments)
     from hpacell.pipeline.extract import ExtractSettings, extract_fields
 
+    given = {name: value for name in ("bits", "intensity_range") if (value := getattr(arguments, name)) is not None}
     settings = ExtractSettings(
-        crop_size=arguments.size, method=arguments.method, border=arguments.border, clear_outside=not arguments.keep_outside,
-        bits=arguments.bits or 0, intensity_range=arguments.intensity_range,
-    )  # fmt: skip
+        crop_size=arguments.size, method=arguments.method, border=arguments.border, clear_outside=not arguments.keep_outside, **given
+    )
     report = extract_fields(
         arguments.fields, arguments.out, labels=arguments.labels, settings=settings, pattern=arguments.pattern,
-        channels=arguments.channels, workers=_workers(arguments), compression=arguments.compression, reading=_reading(arguments),
+        channels=arguments.channels, workers=_workers(arguments), compression=arguments.compression, **_reading(arguments),
     )  # fmt: skip
     print(report)
     return _report_quarantine(report.quarantine, f"{report.store.folder}/quarantine.csv")
@@ -198,7 +201,7 @@ def _export(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #1943f229
 def _import(arguments: argparse.Namespace) -> int:
     """Make a store of crops that another tool has cut, or of cells that people marked with boxes."""
-    shared = {"pattern": arguments.pattern, "channels": arguments.channels, "reading": _reading(arguments), "intensity_scale": _scale(arguments)}
+    shared = {"pattern": arguments.pattern, "channels": arguments.channels, **_reading(arguments), **_scale(arguments)}
     if arguments.boxes:
         if arguments.labels:
             raise ValueError("expected --boxes with the classes of the cells or --labels, got both: leave --labels out")
@@ -278,7 +281,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     report = predict_fields(
         arguments.fields, arguments.model, arguments.out, pattern=arguments.pattern, channels=arguments.channels,
-        workers=_workers(arguments), overlays=arguments.overlays, maps=arguments.maps, reading=_reading(arguments), intensity_scale=_scale(arguments),
+        workers=_workers(arguments), overlays=arguments.overlays, maps=arguments.maps, **_reading(arguments), **_scale(arguments),
     )  # fmt: skip
     print(report)
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")

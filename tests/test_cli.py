@@ -52,7 +52,7 @@ def said(capsys) -> str:
 
 
 def test_every_command_is_in_the_table_of_contents():
-    assert list(parsers()) == ["demo", "simulate", "explore", "segment", "extract", "verify", "export", "import", "convert", "train", "predict", "score", "run", "sweep", "runs", "compare"]
+    assert list(parsers()) == ["demo", "simulate", "inspect", "explore", "segment", "extract", "verify", "export", "import", "convert", "train", "predict", "score", "run", "sweep", "runs", "compare"]
     assert set(COMMANDS) == set(parsers())
 
 
@@ -82,7 +82,7 @@ def test_help_is_for_beginners(capsys):
     assert all(len(line) <= 80 for line in shown.splitlines() if line.startswith("    ")), "one line for each command"
     main(["extract", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for word in ("nucleus takes that stain alone", "in the order of the file", "w1=nucleus", "{keep,nuclei,cells}", "auto, classical, unet, maskrcnn", "8 to 16"):
+    for word in ("nucleus takes that stain alone", "in the order of the file", "w1=nucleus", "{keep,nuclei,cells}", "auto, classical, unet, maskrcnn", "8 to 32"):
         assert word in shown, word
 
 
@@ -98,7 +98,7 @@ def test_choices_are_those_of_the_library():
     [
         (["segment", "a", "--out", "b", "--method", "magic"], "expected a method among auto, classical, unet, maskrcnn, or the folder of a trained segmenter, got 'magic'"),
         (["extract", "a", "--out", "b", "--border", "no"], "expected a border rule among keep, nuclei, cells, got 'no'"),
-        (["extract", "a", "--out", "b", "--bits", "7"], "expected a whole number from 8 to 16, got 7"),
+        (["extract", "a", "--out", "b", "--bits", "7"], "expected a whole number from 8 to 32, got 7"),
         (["export", "a", "--out", "b", "--to", "zip"], "expected a form among tfrecord, webdataset, png, hdf5, zarr, got 'zip'"),
         (["extract", "a"], "the following arguments are required: --out; see hpacell extract --help"),
         (["score", "a", "b", "--iou", "1.5"], "expected a number above 0 and at most 1, got '1.5'"),

@@ -250,7 +250,7 @@ def write_packed(path, plane):
 def options_of(text: str, folder: Path) -> dict:
     """What the command line makes of options."""
     parsed = make_parser().parse_args(["extract", str(folder), "--out", "x", *shlex.split(text)])
-    return {"pattern": parsed.pattern, "channels": parsed.channels, "reading": _reading(parsed)}
+    return {"pattern": parsed.pattern, "channels": parsed.channels, **_reading(parsed)}
 
 
 SETTINGS = ExtractSettings(method="classical", crop_size=64)

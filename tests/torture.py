@@ -37,7 +37,7 @@ def watch() -> None:
     writer.SHARD_BYTES = int(orders.get("SHARD_BYTES", SHARD_BYTES))
     cut, n_cut = extract.cut_field, 0
 
-    def logged(field, *arguments):
+    def logged(field, *arguments, **options):
         nonlocal n_cut
         n_cut += 1
         if str(n_cut) == orders.get("KILL_AT_CUT"):
@@ -45,7 +45,7 @@ def watch() -> None:
         with open(orders["LOG"], "a") as log:
             log.write(f"{field.field_id} {field.content}\n")
         time.sleep(float(orders.get("PAUSE", 0)))
-        return cut(field, *arguments)
+        return cut(field, *arguments, **options)
 
     extract.cut_field = logged
     if "REPLACE" in orders:

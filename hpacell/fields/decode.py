@@ -16,7 +16,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from .image import AGAIN, MAX_PIXELS, Decoded, FieldError, Numbers, Reading, byte_limit, check_size, kind_of_numbers, refusal, to_numbers
+from .image import AGAIN, MAX_PIXELS, Decoded, FieldError, Numbers, Reading, byte_limit, check_size, kind_of_numbers, note_orientation, refusal, to_numbers
 from .tiff import decode_tiff
 from .tiff_metadata import pixel_size
 
@@ -93,8 +93,11 @@ def _decode_pillow(content: bytes, path: str, max_pixels: int, kind: str) -> Dec
         if kind in ("GIF", "WEBP") and getattr(image, "is_animated", False):
             raise refusal(path, "one still image", "an animation", "save each moment as a file of its own")
         image.load()
-        notes = (f"{image.mode} colours converted to RGB",) if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else ()
-        if notes or image.mode in ("P", "PA"):
+        other = image.mode in ("CMYK", "YCbCr", "LAB", "HSV")
+        notes = (f"{image.mode} colours converted to RGB",) if other else ()
+        notes += (f"first of {image.n_frames} pictures in the file",) if getattr(image, "n_frames", 1) > 1 else ()
+        notes += note_orientation(image.getexif().get(274)) if kind in ("JPEG", "WEBP") else ()
+        if other or image.mode in ("P", "PA"):
             image = image.convert("RGB")
         decoded = _samples(np.asarray(image), path)
         if image.mode in ("I", "I;16", "I;16B"):

@@ -145,10 +145,15 @@ def measure_brightness(field: Field) -> list[Brightness]:
     for channel, numbers in enumerate(field.numbers):
         if numbers.kind != "uint8":
             kinds.setdefault(numbers.kind, []).append((*robust_range(field.image[..., channel]), numbers.stated))
-    return [
-        Brightness(kind, min(low for low, _, _ in found), max(high for _, high, _ in found), max((stated for *_, stated in found if stated), default=None, key=lambda ends: ends[1]))
-        for kind, found in kinds.items()
-    ]
+    return [_join_channels(kind, found) for kind, found in kinds.items()]
+
+
+def _join_channels(kind: str, channels: list[tuple[float, float, tuple[float, float] | None]]) -> Brightness:
+    """Brightness of channels with one kind of numbers; what a file states counts unless its own numbers contradict it."""
+    low, high = min(low for low, _, _ in channels), max(high for _, high, _ in channels)
+    stated = max((stated for *_, stated in channels if stated), default=None, key=lambda ends: ends[1])
+    holds = stated is not None and stated[0] <= low and high <= stated[1]
+    return Brightness(kind, low, high, stated if holds else None)
 
 # %% ../../nbs/11_fields.depth.ipynb #c47938bd
 def _stated_by_most(sample: Sequence[Brightness]) -> tuple[float, float] | None:
@@ -207,7 +212,7 @@ def decide_scale(sample: Sequence[Sequence[Brightness]], given: IntensityScale =
     if whole and not scale.bits:
         stated = _stated_by_most(whole)
         top = stated[1] - 1 if stated else _second_brightest([one.high for one in whole])
-        scale = replace(scale, bits=bits_of(top))
+        scale = replace(scale, bits=min(32, bits_of(top)))
         why = "as the files state" if stated else f"since bright structures reach {top:,.0f}"
         notes.append(f"16-bit numbers are scaled to 8 bits as {scale.bits} bits, {why} (--bits decides)")
     if real and not scale.real_range:

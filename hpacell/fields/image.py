@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'PLANES', 'AGAIN', 'AXES', 'FieldError', 'refusal', 'Reading', 'Numbers', 'Decoded', 'check_size',
-           'byte_limit', 'kind_of_numbers', 'to_numbers', 'bits_of']
+           'byte_limit', 'kind_of_numbers', 'to_numbers', 'note_orientation', 'bits_of']
 
 # %% ../../nbs/06_fields.image.ipynb #8cb31627
 from dataclasses import dataclass
@@ -125,6 +125,11 @@ class Decoded:
     reason: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def opaque(self) -> np.ndarray:
+        """The pixels without a mask of opacity."""
+        return self.pixels[..., :-1] if self.alpha else self.pixels
+
 # %% ../../nbs/06_fields.image.ipynb #c47c8267
 def check_size(path: str, height: int, width: int, max_pixels: int) -> None:
     """Refuse a picture without pixels or over the limit.
@@ -238,6 +243,23 @@ def to_numbers(array: np.ndarray, path: str) -> tuple[np.ndarray, tuple[str, ...
         rounded = max(-low, high) > 1 << 24
         return array.astype(np.float32), ("whole numbers over 16,777,216 are rounded to 24 bits",) if rounded else ()
     return _finite(array, path)
+
+# %% ../../nbs/06_fields.image.ipynb #2d7e3c1c
+def note_orientation(tag: object) -> tuple[str, ...]:
+    """Return a note where a file says that its picture is to be turned or mirrored for viewing.
+
+    Parameters
+    ----------
+    tag : object
+        Value of the tag 274 of TIFF or EXIF; 1 or nothing for upright.
+
+    Returns
+    -------
+    tuple of str
+        Pixels are read as they are stored, since masks and boxes mostly refer to these.
+    """
+    upright = tag in (None, 0, 1) or not isinstance(tag, int)
+    return () if upright else (f"stored turned or mirrored (orientation {int(tag)}): rows and columns are those of the file",)
 
 # %% ../../nbs/06_fields.image.ipynb #e75dc2c4
 def bits_of(highest: float) -> int:

@@ -50,7 +50,7 @@ def _depth_of(field: Field) -> str:
     scale, _ = decide_scale([measure_brightness(field)])
     words = [f"{scale.bits} bits"] if scale.bits else []
     words += ["{:g} to {:g}".format(*scale.real_range)] if scale.real_range else []
-    stated = any(numbers.stated for numbers in field.numbers)
+    stated = any(one.stated for one in measure_brightness(field))
     return ", ".join(words) + (" (stated)" if stated else " (by its brightness)")
 
 # %% ../../nbs/14_fields.inspect.ipynb #fb4ddf82

@@ -166,7 +166,8 @@ def _open_array(path: str) -> tuple[Piece, tuple[int, int, int], np.dtype, Calla
     if path.lower().endswith(".npy"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     else:
-        array = decode_image(read_bytes(path), path).pixels
+        decoded = decode_image(read_bytes(path), path)
+        array = decoded.opaque if decoded.kind == "grey" else decoded.pixels  # transparent parts of a slide are no tissue
     read, shape = _array_reader(array, _likely_axes(array.shape) if path.lower().endswith(".npy") else "YXC")
     return read, shape, array.dtype, lambda: None
 

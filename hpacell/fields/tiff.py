@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from .image import AGAIN, PLANES, Decoded, Numbers, Reading, check_size, kind_of_numbers, refusal, to_numbers
+from .image import AGAIN, PLANES, Decoded, Numbers, Reading, check_size, kind_of_numbers, note_orientation, refusal, to_numbers
 from .tiff_metadata import read_tiff_metadata
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ SAME_PICTURE = 0.7  # correlation from which a smaller image shows the same as a
 
 def _is_copy(other: "tifffile.TiffPageSeries", first: "tifffile.TiffPageSeries", max_pixels: int) -> bool:
     """Whether a series is a smaller copy of the first one, or a picture of the slide's label."""
-    if str(other.name).strip().lower() in _SIDE_IMAGES or getattr(other.keyframe, "is_reduced", False):
+    if str(other.name).strip().lower() in _SIDE_IMAGES or other.keyframe.is_reduced or other.keyframe.is_subifd:
         return True
     (height, width), (high, wide) = _sides(first), _sides(other)
     if not (0 < high < height and 0 < wide < width and abs(height * wide - width * high) <= 2 * max(height, width)):
@@ -69,21 +69,25 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float((one * other).sum()) / norm if norm else float(not one.any() and not other.any())
 
 # %% ../../nbs/08_fields.tiff.ipynb #d9f2aedc
-def _choose_series(tiff: "tifffile.TiffFile", reading: Reading, path: str, max_pixels: int) -> tuple[int, tuple[str, ...]]:
-    """Which series of a file is read, and a note on the others."""
-    first = tiff.series[0]
-    scenes = [0, *(i for i, other in enumerate(tiff.series[1:], 1) if not _is_copy(other, first, max_pixels))]
-    shown = "; ".join(f"{n}: {' x '.join(map(str, _sides(tiff.series[i])))}" for n, i in enumerate(scenes[:8]))
+def _images_of(tiff: "tifffile.TiffFile") -> list[tuple[int, "tifffile.TiffPageSeries"]]:
+    """All images of a file, each with the number of its series; tifffile takes any smaller page for a level of a pyramid."""
+    return [(i, level) for i, series in enumerate(tiff.series) for level in (getattr(series, "levels", None) or [series])]
+
+
+def _choose_series(tiff: "tifffile.TiffFile", reading: Reading, path: str, max_pixels: int) -> tuple[int, "tifffile.TiffPageSeries", tuple[str, ...]]:
+    """Which image of a file is read, with the number of its series, and a note on the others."""
+    (_, first), *others = images = _images_of(tiff)
+    scenes = [images[0], *(one for one in others if not _is_copy(one[1], first, max_pixels))]
+    shown = "; ".join(f"{n}: {' x '.join(map(str, _sides(image)))}" for n, (_, image) in enumerate(scenes[:8]))
     if reading.scene is not None and reading.scene >= len(scenes):
         raise refusal(path, f"scene {reading.scene}", f"{len(scenes)} images ({shown})", f"choose one from 0 to {len(scenes) - 1}")
     if reading.scene is None and len(scenes) > 1:
         remedy = "choose one with --scene 0, or save each as a file of its own"
         raise refusal(path, "one field", f"{len(scenes)} images ({shown})", remedy)
-    chosen = scenes[reading.scene or 0]
-    n_copies = len(tiff.series) - len(scenes) + len(getattr(tiff.series[chosen], "levels", [0])) - 1
+    n_copies = len(images) - len(scenes)
     notes = [f"scene {reading.scene} of {len(scenes)}"] if len(scenes) > 1 else []
     notes += [f"{n_copies} smaller images in the file (levels of a pyramid, thumbnails) not read"] if n_copies > 0 else []
-    return chosen, tuple(notes)
+    return *scenes[reading.scene or 0], tuple(notes)
 
 # %% ../../nbs/08_fields.tiff.ipynb #6f8f8df1
 def _given_axes(letters: str, series: "tifffile.TiffPageSeries", path: str) -> str:
@@ -234,8 +238,7 @@ def _tiff_kind(array: np.ndarray, axes: str, page: "tifffile.TiffPage") -> tuple
 # %% ../../nbs/08_fields.tiff.ipynb #5410af45
 def _read_series(tiff: "tifffile.TiffFile", content: bytes, path: str, max_pixels: int, reading: Reading, n_names: int) -> Decoded:
     """The chosen image of an open file."""
-    index, notes = _choose_series(tiff, reading, path, max_pixels)
-    series = tiff.series[index]
+    index, series, notes = _choose_series(tiff, reading, path, max_pixels)
     page = series.keyframe
     axes, named = _axes_of(series, reading, n_names, path)
     _check_series(series, content, axes, path, max_pixels)
@@ -248,9 +251,10 @@ def _read_series(tiff: "tifffile.TiffFile", content: bytes, path: str, max_pixel
     known = stated.channels if len(stated.channels.names) == array.shape[2] - alpha else stated.channels._replace(names=(), notes=())
     sizes = ", ".join(f"{axis} {n}" for axis, n in zip(axes, series.shape, strict=True) if n > 1 or axis in "YX")
     numbers = Numbers(kind_of_numbers(array.dtype), stated.stated)
+    turned = note_orientation(page.tags[274].value if 274 in page.tags else None)
     return Decoded(
         pixels, kind, known.names if kind != "colour" else (), stated.pixel_um, alpha, numbers, sizes, known.reason,
-        (*notes, *named, *projected, *coloured, *changed, *(known.notes if kind == "channels" else ()), *stated.notes),
+        (*notes, *named, *projected, *coloured, *changed, *turned, *(known.notes if kind == "channels" else ()), *stated.notes),
     )  # fmt: skip
 
 # %% ../../nbs/08_fields.tiff.ipynb #d33c9d7c

@@ -216,7 +216,7 @@ def _by_tags(page: "tifffile.TiffPage") -> tuple[float, float, str, tuple[float,
     for name in ("YResolution", "XResolution"):
         fraction = values.get(name)
         per_unit.append(fraction[0] / fraction[1] if isinstance(fraction, tuple) and len(fraction) == 2 and all(fraction) else 0.0)
-    unit = {2: "inch", 3: "cm"}.get(int(values.get("ResolutionUnit", 2) or 2), "")
+    unit = {2: "inch", 3: "cm"}.get(int(values.get("ResolutionUnit", 1) or 1), "")
     dtype = np.dtype(page.dtype) if page.dtype is not None else np.dtype("uint8")
     stated = (0.0, 2.0**page.bitspersample) if dtype.kind == "u" and 8 < int(page.bitspersample) < 16 else None
     for low, high in (("SMinSampleValue", "SMaxSampleValue"), ("MinSampleValue", "MaxSampleValue")):
