@@ -95,7 +95,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #19a4e404
 def _explore(arguments: argparse.Namespace) -> int:
     """Execute the explore workflow, after a look at what it needs."""
-    from hpacell.fields.find import find_fields
+    from hpacell.fields.find import survey_fields
     from hpacell.pipeline.plan import Plan, count_matches, labels_beside
     from hpacell.pipeline.runs import run_plan
     from hpacell.pipeline.templates import check_parameters
@@ -106,11 +106,11 @@ def _explore(arguments: argparse.Namespace) -> int:
     tables = {name: value for name, value in (("cells", arguments.cells), ("pairs", arguments.duplicates)) if value}
     check_parameters("explore", given | tables)
     _check_tables(**tables)
+    survey_fields(**{name: value for name, value in given.items() if name != "labels"}).tell()
     if arguments.labels:
         matches, ids = count_matches(**given)
         print(f"{matches} of {count_of(ids, 'id')} in {arguments.labels} {'has' if matches == 1 else 'have'} a field")
     else:
-        find_fields(**given)
         beside = labels_beside(arguments.fields)
         print(f"no labels are shown; to use those beside the fields: --labels {beside}" if beside else "no labels are shown: none were given")
     return _show_run(run_plan(Plan("explore", {"explore": given | tables | {name: value for name, value in reading.items() if value is not None}}), runs=_runs_folder(arguments)))
@@ -289,10 +289,13 @@ def _predict(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #539be5f0
 def _run(arguments: argparse.Namespace) -> int:
     """Execute the workflows of a params file."""
+    from hpacell.pipeline.plan import tell_fields
     from hpacell.pipeline.runs import run
 
     overrides = arguments.parameters or []
-    return _show_run(run(arguments.params, overrides, runs=_runs_folder(arguments), workflow=arguments.workflow, resume=arguments.resume))
+    record = run(arguments.params, overrides, runs=_runs_folder(arguments), workflow=arguments.workflow, resume=arguments.resume)
+    tell_fields(entry["values"] for entry in record["steps"].values())
+    return _show_run(record)
 
 # %% ../nbs/99_cli.ipynb #1fd396d9
 def _runs_folder(arguments: argparse.Namespace) -> str:

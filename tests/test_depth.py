@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpacell.feed.store import read_store
-from hpacell.fields.depth import Brightness, IntensityScale, decide_scale, measure_brightness, misfit_of, robust_range, to_uint8
+from hpacell.fields.depth import (
+    Brightness,
+    IntensityScale,
+    decide_scale,
+    measure_brightness,
+    misfit_of,
+    robust_range,
+    to_uint8,
+)
 from hpacell.fields.find import find_fields
 from hpacell.fields.image import Numbers
 from hpacell.fields.read import Field, read_field

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hpacell.fields.decode import decode_image
-from hpacell.fields.find import check_has_nucleus
 from hpacell.fields.depth import to_uint8
+from hpacell.fields.find import check_has_nucleus
 from hpacell.fields.read import FieldError, FieldSource, find_fields, read_field
 from hpacell.vocabulary import CHANNELS, HPA_COLOURS
 

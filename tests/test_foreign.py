@@ -15,10 +15,10 @@ from hpacell.cells.windows import cut_windows, window_sides
 from hpacell.feed import export as export_module
 from hpacell.feed import foreign as foreign_module
 from hpacell.feed.export import export_store
-from hpacell.fields.depth import IntensityScale
 from hpacell.feed.foreign import import_boxes, import_crops
 from hpacell.feed.store import manifest_checksum, read_store
 from hpacell.fields.catalog import catalog_fields
+from hpacell.fields.depth import IntensityScale
 from hpacell.fields.find import find_fields
 from hpacell.fields.read import FieldError, read_field
 from hpacell.files import write_json

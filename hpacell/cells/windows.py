@@ -6,7 +6,6 @@
 __all__ = ['SCALES', 'read_boxes', 'outside_of', 'window_sides', 'cut_windows']
 
 # %% ../../nbs/35_cells.windows.ipynb #dc110d46
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..columns import read_numbers
-from ..fields.find import IMAGE_SUFFIXES
+from ..fields.names import image_stem
 from ..fields.depth import to_uint8
 from ..tables import normal_id, read_text_table, shown_names
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, check_known, format_labels, location_title
@@ -32,8 +31,7 @@ _KNOWN = (*_IMAGES, *_CLASSES, *_CORNERS[0], *_CORNERS[1], *_SIDES[0], *_SIDES[1
 def _image_of(text: str) -> str:
     """Name of an image from its name or path."""
     name = normal_id(text).replace("\\", "/").rsplit("/", 1)[-1]
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+    return image_stem(name) or name
 
 # %% ../../nbs/35_cells.windows.ipynb #bf6e6f5a
 def _corners_of(table: pd.DataFrame, path: str) -> tuple[pd.DataFrame, pd.Series]:

@@ -25,7 +25,7 @@ from .rows import describe_array, describe_crops
 from .store import ORIGIN_NAME, CropStore, check_target, read_manifest
 from .writer import StoreWriter
 from ..fields.decode import decode_image
-from ..fields.find import IMAGE_SUFFIXES, find_fields
+from ..fields.find import IMAGE_SUFFIXES, survey_fields
 from ..fields.image import refusal
 from ..fields.depth import IntensityScale, decide_scale, measure_brightness, misfit_of, to_uint8
 from ..fields.read import Field, FieldError, FieldSource, Reading, read_field
@@ -110,7 +110,7 @@ def _find_images(folder: str, pattern: str | None, channels, reading: Reading | 
     if channels is None and path_exists(about):
         channels = {name: name for name in read_json(about).get("channels", ())} or None
     listed = not pattern and path_exists(table) and "path" in read_names(table, ("path", "crop_id"))
-    sources = find_fields(table if listed else folder, pattern=pattern, channels=channels, reading=reading)
+    sources = survey_fields(table if listed else folder, pattern=pattern, channels=channels, reading=reading).tell()
     return _Images(sources, *_sample_images(sources, scale))
 
 # %% ../../nbs/57_feed.foreign.ipynb #0eb13d23
@@ -328,7 +328,8 @@ def import_crops(
 # %% ../../nbs/57_feed.foreign.ipynb #ce5f6236
 def _find_boxed(images: str, pattern: str | None, channels: Sequence[str] | None, wanted: set[str], reading: Reading | None, scale: IntensityScale) -> tuple[_Images, tuple[str, ...]]:
     """The images that have boxes, and the names of their channels; a colour picture has red, green and blue."""
-    sources = [source for source in find_fields(images, pattern=pattern, channels=channels, reading=reading) if source.field_id in wanted]
+    sources = survey_fields(images, pattern=pattern, channels=channels, reading=reading).tell()
+    sources = [source for source in sources if source.field_id in wanted]
     if not sources:
         raise FieldError(f"{images}: expected the images that the boxes name, such as {min(wanted, default='none')}, got none of them: give their folder")
     found = _Images(sources, *_sample_images(sources, scale))

@@ -16,7 +16,8 @@ import pandas as pd
 
 from ..columns import read_any_table, without_decimals
 from ..fields.catalog import read_labels
-from ..fields.find import IMAGE_SUFFIXES, check_field_id
+from ..fields.find import check_field_id
+from ..fields.names import image_stem
 from ..files import path_stem
 from ..tables import normal_id
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, format_labels, parse_labels
@@ -117,8 +118,8 @@ def _take_over(frame: pd.DataFrame, rows: pd.DataFrame, where: str) -> pd.DataFr
 # %% ../../nbs/46_feed.rows.ipynb #ba7dc15b
 def _without_suffix(name: str, known: Collection[str]) -> str:
     """A name from a table, without the ending of a picture if the crops are named so."""
-    stem, suffix = os.path.splitext(name)
-    return stem if name not in known and suffix.lower() in IMAGE_SUFFIXES else name
+    stem = image_stem(name)
+    return name if stem is None or name in known else stem
 
 
 def _crops_of_rows(rows: pd.DataFrame, frame: pd.DataFrame, where: str) -> list[str]:

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "find": ["FieldSource", "find_fields"],
+        "find": ["FieldSource", "Survey", "find_fields", "survey_fields"],
         "read": ["Field", "FieldError", "read_field"],
         "depth": ["IntensityScale", "to_uint8"],
         "image": ["Reading"],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from .depth import decide_scale, measure_brightness, robust_range
-from .find import FieldSource, find_fields
+from .find import FieldSource, survey_fields
 from .image import MAX_PIXELS, FieldError, Reading
 from .read import Field, read_field
 from ..progress import progress
@@ -105,7 +105,7 @@ def inspect_fields(
     FieldError
         No fields.
     """
-    sources = find_fields(fields, pattern, channels, reading)
+    sources = survey_fields(fields, pattern, channels, reading).tell()
     if limit and limit < len(sources):
         sources = [sources[round(i * (len(sources) - 1) / max(1, limit - 1))] for i in range(limit)]
     rows = [inspect_field(source) for source in progress(sources, len(sources), "inspect")]

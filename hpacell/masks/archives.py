@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..columns import read_numbers
-from ..fields.find import IMAGE_SUFFIXES
+from ..fields.names import IMAGE_SUFFIXES, image_stem, normal_name
 from ..fields.image import refusal
 from .coco import CocoImage, CocoProblem, read_coco
 from .labelled import KaggleRuns, LabelledImage, Truth, paint_truth
@@ -93,15 +93,15 @@ def _pictures_below(folders: Iterable[Path]) -> dict[str, str]:
     for folder in folders:
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                found.setdefault(normal_id(path.name), str(path))
-                found.setdefault(normal_id(path.stem), str(path))
+                found.setdefault(normal_name(path.name), str(path))
+                found.setdefault(image_stem(path.name) or path.stem, str(path))
     return found
 
 # %% ../../nbs/32_masks.archives.ipynb #1c9b65a6
 def _image_ids(names: list[str]) -> list[str]:
     """A name for each image of a file: its stem; with its folders where two would be the same."""
-    names = [name.replace("\\", "/") for name in names]  # written under Windows
-    stems = [Path(name).stem or name for name in names]
+    names = [normal_name(name.replace("\\", "/")) for name in names]  # written under Windows, or macOS
+    stems = [image_stem(name) or Path(name).stem or name for name in names]
     twice = {stem for stem, n in Counter(stems).items() if n > 1}
     made = [str(Path(name).with_suffix("")).strip("/.").replace("/", "_") if stem in twice else stem for name, stem in zip(names, stems, strict=True)]
     seen: Counter[str] = Counter()
@@ -159,7 +159,7 @@ def find_coco(path: Path, target: str | None = None, images: Path | None = None)
     found = []
     for image_id, image in zip(_image_ids([image.file_name for image in dataset.images]), dataset.images, strict=True):
         exact = next((str(folder / image.file_name) for folder in folders if (folder / image.file_name).is_file()), None)
-        chosen = exact or pictures.get(normal_id(Path(image.file_name.replace("\\", "/")).name))
+        chosen = exact or pictures.get(normal_name(Path(image.file_name.replace("\\", "/")).name))
         cells = CocoCells(image, category, tuple(problems.get(image.image_id, ())))
         found.append(LabelledImage(image_id, (chosen,) if chosen else (), labels_at=cells, expected_at=f"in {', '.join(map(str, folders))}"))
     return found

@@ -17,6 +17,8 @@ import numpy as np
 
 from ..fields.find import IMAGE_SUFFIXES, find_fields
 from ..fields.image import FieldError, refusal
+from ..fields.mask_names import MASK_WORDS
+from ..fields.names import image_stem, normal_name
 from ..files import check_local
 from .archives import coco_file, find_coco, find_rows, rows_file
 from .labelled import LabelFile, LabelledImage, LabelSource, MaskFiles, Truth
@@ -35,9 +37,10 @@ def _pictures(folder: Path) -> dict[str, str]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
             continue
-        if path.stem in found:
-            raise refusal(str(path), f"one image named {path.stem}", f"{Path(found[path.stem]).name} as well", "remove one")
-        found[path.stem] = str(path)
+        stem = image_stem(path.name) or path.stem  # a.ome.tif is a, as where fields are read
+        if stem in found:
+            raise refusal(str(path), f"one image named {stem}", f"{Path(found[stem]).name} as well", "remove one")
+        found[stem] = str(path)
     return found
 
 # %% ../../nbs/33_masks.layouts.ipynb #ba31371b
@@ -51,14 +54,13 @@ def _fields_in(folder: Path) -> dict[str, tuple[str, ...]]:
         return {}
 
 # %% ../../nbs/33_masks.layouts.ipynb #f3888a44
-_ENDINGS = ("cells", "nuclei", "labels", "label", "predictedmask", "cp_masks", "masks", "mask", "seg")
-
-
 def _split_ending(stem: str) -> tuple[str, str]:
     """Name of the image and the word that marks a label image: ('a', 'cells') of a_cells; ('a', '') of a."""
-    for ending in _ENDINGS:
-        if stem.lower().endswith(f"_{ending}") and len(stem) > len(ending) + 1:
-            return stem[: -len(ending) - 1], ending
+    for ending in MASK_WORDS:
+        before, word = stem[: -len(ending) - 1], stem[len(stem) - len(ending) - 1 :].lower()
+        signs = "_" if ending in ("cells", "nuclei") else "_-. "  # hela-cells is a name
+        if before and word[1:] == ending and word[0] in signs:
+            return before, ending
     return stem, ""
 
 # %% ../../nbs/33_masks.layouts.ipynb #f542bd91
@@ -90,7 +92,7 @@ def _kinds(folder: Path) -> dict[str, str]:
     frame = pd.read_csv(table, dtype=str, keep_default_na=False)  # a name may be 007 or NA
     if not {"image_id", "kind"} <= set(frame.columns):
         return {}
-    return dict(zip(frame["image_id"], frame["kind"], strict=True))
+    return dict(zip(frame["image_id"].map(normal_name), frame["kind"], strict=True))
 
 # %% ../../nbs/33_masks.layouts.ipynb #0d08b761
 def _find_labels(path: Path, target: str | None, images: Path | None) -> list[LabelledImage]:
@@ -131,11 +133,12 @@ def _find_dsb2018(path: Path, target: str | None, images: Path | None) -> list[L
     found = []
     for folder in _kaggle_folders(path):
         pictures = _pictures(folder / "images")
-        image = pictures.get(folder.name) or (next(iter(pictures.values())) if len(pictures) == 1 else None)
+        name = normal_name(folder.name)
+        image = pictures.get(name) or (next(iter(pictures.values())) if len(pictures) == 1 else None)
         if image is None and pictures:
             raise refusal(str(folder / "images"), f"one image, or one named {folder.name}", f"{len(pictures)} images", "keep one in each folder")
         masks = MaskFiles(tuple(_pictures(folder / "masks").values()))
-        found.append(LabelledImage(folder.name, (image,) if image else (), labels_at=masks, expected_at=f"in {folder / 'images'}"))
+        found.append(LabelledImage(name, (image,) if image else (), labels_at=masks, expected_at=f"in {folder / 'images'}"))
     return found
 
 

@@ -27,10 +27,10 @@ from ..feed.shards import COMPRESSIONS, choose_compression
 from ..feed.store import LOCK_NAME, MANIFEST_NAME, ORIGIN_NAME, SIGNATURES_NAME, CropStore, check_target, read_manifest, read_store
 from ..feed.writer import DamagedPartError, StoreWriter
 from ..fields.catalog import catalog_fields, read_labels
-from ..fields.find import check_has_nucleus
+from ..fields.find import check_has_nucleus, survey_fields
 from ..fields.depth import Brightness, decide_scale, measure_brightness
 from ..fields.inspect import summarise_notes
-from ..fields.read import FieldError, FieldSource, Reading, find_fields, read_field
+from ..fields.read import FieldError, FieldSource, Reading, read_field
 from ..files import fingerprint, is_remote, path_exists, read_json, write_json
 from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key
@@ -142,7 +142,7 @@ def extract_fields(
         return _extract_to(str(store), fields, labels, settings, pattern, channels, workers, compression, verify, reading)
     check_target(store)
     settings = settings or ExtractSettings()
-    sources = find_fields(fields, pattern=pattern, channels=channels, reading=reading)
+    sources = survey_fields(fields, pattern=pattern, channels=channels, reading=reading).tell()
     check_has_nucleus(sources)
     workers = processes_for(settings.method, sources, workers)
     if workers_of(workers, sources) > 1:

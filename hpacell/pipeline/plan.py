@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ONE_MEANING', 'FOR_ALL', 'OWN_MEANING', 'Plan', 'read_plan', 'read_params', 'read_steps', 'apply_overrides',
-           'parameter_targets', 'labels_beside', 'count_matches', 'check_truth']
+           'parameter_targets', 'labels_beside', 'tell_fields', 'count_matches', 'check_truth']
 
 # %% ../../nbs/88_pipeline.plan.ipynb #2f7d7bab
 import ast
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import yaml
 
 from ..columns import match_ids, read_any_table
 from ..fields.catalog import read_labels
-from ..fields.find import find_fields
+from ..fields.find import find_fields, survey_fields
 from ..files import join_path, path_exists, path_stem, read_bytes
 from .templates import Parameter, check_parameters, example_parameter, list_workflows, workflow_parameters, yaml_text
 from ..vocabulary import check_known
@@ -324,6 +325,23 @@ def labels_beside(fields: str | Path) -> str:
     """
     beside = "" if str(fields).lower().endswith(".csv") else join_path(fields, "labels.csv")
     return beside if beside and path_exists(beside) else ""
+
+# %% ../../nbs/88_pipeline.plan.ipynb #d0edb3b9
+def tell_fields(steps: Iterable[Mapping[str, object]]) -> None:
+    """Print what the folders of some workflows hold beside their fields, and what was assumed, each folder once.
+
+    Parameters
+    ----------
+    steps : iterable of mapping
+        Parameters of each workflow; those without `fields`, or whose fields are not there any more, are passed over.
+    """
+    told = []
+    for values in steps:
+        given = {name: values.get(name) or None for name in ("fields", "pattern", "channels")}
+        if given["fields"] and given not in told:
+            told.append(given)
+            with suppress(ValueError, OSError):
+                survey_fields(**given).tell()
 
 # %% ../../nbs/88_pipeline.plan.ipynb #0b8c1d8e
 def count_matches(

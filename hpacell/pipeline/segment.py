@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from ..cells.segmentation import SegmentationSettings
-from ..fields.find import check_has_nucleus
+from ..fields.find import check_has_nucleus, survey_fields
 from ..fields.inspect import summarise_notes
-from ..fields.read import MAX_PIXELS, FieldSource, Reading, find_fields, read_field
+from ..fields.read import MAX_PIXELS, FieldSource, Reading, read_field
 from ..feed.store import QUARANTINE_NAME
 from ..files import check_local, fingerprint, write_table
 from ..masks.labels import label_ids
@@ -140,7 +140,7 @@ def segment_fields(
     """
     check_method(method)
     SegmentationSettings(border=border)  # refuses an unknown rule, before any field is read
-    sources = find_fields(fields, pattern=pattern, channels=channels, reading=reading)
+    sources = survey_fields(fields, pattern=pattern, channels=channels, reading=reading).tell()
     check_has_nucleus(sources)
     check_local(out, "label images").mkdir(parents=True, exist_ok=True)
     if os.path.abspath(fields) in (os.path.abspath(Path(out) / name) for name in (TABLE_NAME, QUARANTINE_NAME)):
