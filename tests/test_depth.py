@@ -261,7 +261,8 @@ def test_8_bits_of_every_type_are_the_same(dtype):
     assert np.array_equal(to_uint8(eight / np.float32(255), IntensityScale(real_range=(0, 1))), eight)
 
 
-def test_mixed_kinds_are_scaled_each_by_its_own(rng=np.random.default_rng(0)):
+def test_mixed_kinds_are_scaled_each_by_its_own():
+    rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (8, 8, 3)).astype(np.float32)
     image[..., 1] *= 16
     numbers = (Numbers("uint8"), Numbers("unsigned"), Numbers("real"))

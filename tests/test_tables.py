@@ -28,6 +28,7 @@ from hpacell.masks.tissue import find_tissue_table, read_header, read_tissue
 from hpacell.metrics.triples import read_true_cells
 from hpacell.pipeline import plan as plan_module
 from hpacell.pipeline import templates
+from hpacell.pipeline.params_yaml import load_yaml
 from hpacell.pipeline.plan import count_matches, read_params, read_plan
 from hpacell.pipeline.points import read_sweep
 from hpacell.pipeline.templates import list_workflows, yaml_text
@@ -546,7 +547,7 @@ def test_any_bytes_are_parameters_or_a_sentence(tmp_path, fast, content):
 @given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.text(max_size=8), st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3)))
 def test_what_is_written_is_read_again(value):
     assume(not (isinstance(value, str) and re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", value)))
-    read = plan_module._load_yaml(yaml_text(value))
+    read = load_yaml(yaml_text(value))
     assert read == value and type(read) is type(value)
 
 

@@ -6,11 +6,9 @@
 __all__ = ['import_crops', 'import_boxes']
 
 # %% ../../nbs/57_feed.foreign.ipynb #f74f2225
-import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,151 +18,28 @@ import pyarrow as pa
 from ..cells.crops import crop_cells
 from ..cells.windows import cut_windows, outside_of, read_boxes, window_sides
 from .choice import check_whole, label_locations
+from .crop_sources import COLOUR_CHANNELS, CropArray, CropImages, find_crop_array, open_crop_array, report_misfits, sample_crops
 from .parts import to_rows
 from .rows import describe_array, describe_crops
 from .store import ORIGIN_NAME, CropStore, check_target, read_manifest
 from .writer import StoreWriter
-from ..fields.decode import decode_image
-from ..fields.find import IMAGE_SUFFIXES, survey_fields
-from ..fields.image import refusal
-from ..fields.depth import IntensityScale, decide_scale, measure_brightness, misfit_of, to_uint8
-from ..fields.read import Field, FieldError, FieldSource, Reading, read_field
-from ..files import check_local, fingerprint, is_remote, join_path, list_files, path_exists, read_bytes, read_json
+from ..fields.depth import IntensityScale
+from ..fields.find import survey_fields
+from ..fields.read import FieldError, Reading
+from ..files import check_local, fingerprint, join_path, path_exists, read_json
 from ..progress import progress
 from ..tables import read_names
-from ..vocabulary import CHANNELS, HPA_COLOURS, LOCATIONS, LOCATIONS_2018, count_of, format_labels
+from ..vocabulary import LOCATIONS, LOCATIONS_2018, format_labels
 
-# %% ../../nbs/57_feed.foreign.ipynb #ad216d3d
-_SAMPLE = 256
-_COLOURS = tuple(HPA_COLOURS[colour] for colour in ("red", "green", "blue"))
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Crops in picture files."""
-
-    sources: list[FieldSource]
-    channels: tuple[str, ...]
-    side: int  # the most common
-    scale: IntensityScale = IntensityScale()
-    notes: tuple[str, ...] = ()
-    misfits: list[dict] = field(default_factory=list)  # of the crops that were read
-
-    @property
-    def names(self) -> list[str]:
-        return [source.field_id for source in self.sources]
-
-    def read(self, number: int) -> np.ndarray:
-        """One crop (h, w, C), uint8, with the agreed channels; raises `FieldError` if it does not have them."""
-        source = self.sources[number]
-        crop = read_field(source)
-        small = self._in_8_bits(crop)
-        if crop.channels == self.channels:
-            return small
-        if set(self.channels) <= set(crop.channels):
-            return np.stack([small[..., crop.channels.index(name)] for name in self.channels], axis=2)
-        if source.channels or len(crop.channels) == len(self.channels):
-            expected, got = (", ".join(names) for names in (self.channels, crop.channels))
-            raise refusal(source.paths[0], f"the channels {expected} as in other crops", got, "import these crops by themselves")
-        return self._in_8_bits(read_field(replace(source, channels=self.channels)))
-
-    def _in_8_bits(self, crop: Field) -> np.ndarray:
-        """A crop by the scale of all; how it does not fit is kept."""
-        small = to_uint8(crop.image, self.scale, crop.numbers)
-        self.misfits.append(misfit_of(crop, small, self.scale))
-        return small
-
-# %% ../../nbs/57_feed.foreign.ipynb #16cd20e3
-def _sample_images(sources: Sequence[FieldSource], given: IntensityScale) -> tuple[tuple[str, ...], int, IntensityScale, tuple[str, ...]]:
-    """Channels and side that most crops of a sample have, the scale for all of them, and notes on it."""
-    spread = np.unique(np.linspace(0, len(sources) - 1, min(_SAMPLE, len(sources))).astype(int)).tolist()
-    rest = (i for i in range(len(sources)) if i not in set(spread))
-    channels: Counter = Counter()
-    sides: Counter = Counter()
-    one_hue, first_error, bright = 0, None, []
-    for tried, i in enumerate([*spread, *rest]):
-        if tried >= _SAMPLE and sides:
-            break
-        try:
-            crop = read_field(sources[i])
-        except FieldError as error:
-            first_error = first_error or error
-            continue
-        sides[max(crop.shape[:2])] += 1
-        bright.append(measure_brightness(crop))
-        path = sources[i].paths[0]
-        if crop.channels == ("nucleus",) and not sources[i].channels and decode_image(read_bytes(path), path).kind == "colour":
-            one_hue += 1
-        else:
-            channels[crop.channels] += 1
-    if not sides:
-        raise FieldError(f"expected at least one readable crop, got none of {len(sources)}, e.g. {first_error}")
-    if one_hue:
-        channels[_COLOURS if _COLOURS in channels else ("nucleus",)] += one_hue
-    return channels.most_common(1)[0][0], max(sides, key=lambda side: (sides[side], side)), *decide_scale(bright, given)
-
-# %% ../../nbs/57_feed.foreign.ipynb #bb1cd17c
-def _find_images(folder: str, pattern: str | None, channels, reading: Reading | None, scale: IntensityScale) -> _Images:
+# %% ../../nbs/57_feed.foreign.ipynb #7364c302
+def _find_images(folder: str, pattern: str | None, channels, reading: Reading | None, scale: IntensityScale) -> CropImages:
     """Crops of a folder; where its `labels.csv` says which files they are, it is believed."""
     about, table = join_path(folder, "export.json"), join_path(folder, "labels.csv")
     if channels is None and path_exists(about):
         channels = {name: name for name in read_json(about).get("channels", ())} or None
     listed = not pattern and path_exists(table) and "path" in read_names(table, ("path", "crop_id"))
     sources = survey_fields(table if listed else folder, pattern=pattern, channels=channels, reading=reading).tell()
-    return _Images(sources, *_sample_images(sources, scale))
-
-# %% ../../nbs/57_feed.foreign.ipynb #0eb13d23
-@dataclass(frozen=True)
-class _Array:
-    """Crops in one array (N, h, w, C) uint8, mapped from the disk."""
-
-    path: str
-    crops: np.ndarray
-    channels: tuple[str, ...]
-
-    @property
-    def side(self) -> int:
-        return max(self.crops.shape[1:3])
-
-    def read(self, number: int) -> np.ndarray:
-        """One crop (h, w, C)."""
-        return self.crops[number]
-
-# %% ../../nbs/57_feed.foreign.ipynb #15485bac
-def _array_path(folder: str, pattern: str | None) -> str | None:
-    """The one `.npy` file that is meant; None where pictures are."""
-    if folder.lower().endswith(".npy"):
-        return folder
-    if pattern or is_remote(folder) or not os.path.isdir(folder):
-        return None
-    paths = list_files(folder)
-    arrays = [path for path in paths if path.lower().endswith(".npy")]
-    if not arrays or any(path.lower().endswith(IMAGE_SUFFIXES) for path in paths):
-        return None
-    if len(arrays) > 1:
-        raise ValueError(f"{folder}: expected one .npy file or pictures, got {len(arrays)} .npy files: import one after the other")
-    return arrays[0]
-
-
-def _open_array(path: str, channels: Sequence[str] | None) -> _Array:
-    """Map an array and name its channels."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"expected an array on a local disk, got {path}: check the path, or copy it here")
-    try:
-        crops = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: expected an array of crops, got {error}: save it again with numpy.save") from None
-    crops = crops[..., None] if crops.ndim == 3 else crops
-    if crops.ndim != 4 or crops.dtype != np.uint8 or 0 in crops.shape:
-        raise ValueError(f"{path}: expected an array (N, h, w, C) uint8, got {crops.shape} {crops.dtype}: scale or reorder it")
-    depth = crops.shape[3]
-    if depth > min(crops.shape[1:3]) and not channels:
-        raise ValueError(f"{path}: expected channels last, (N, h, w, C), got {crops.shape}: move them with numpy.moveaxis, or name all {depth} channels")
-    known = {1: ("nucleus",), 3: _COLOURS, len(CHANNELS): CHANNELS}.get(depth, tuple(f"channel_{i}" for i in range(depth)))
-    channels = tuple(channels.split(",") if isinstance(channels, str) else channels or known)
-    if len(set(channels)) != depth:
-        raise ValueError(f"{path}: expected a name for each of {depth} channels, got {', '.join(channels)}: name all, in their order")
-    return _Array(path, crops, channels)
+    return CropImages(sources, *sample_crops(sources, scale))
 
 # %% ../../nbs/57_feed.foreign.ipynb #0db85285
 def _fit_crop(crop: np.ndarray, size: int, channels: Sequence[str]) -> np.ndarray:
@@ -190,7 +65,7 @@ def _put(writer: StoreWriter, field: dict, cells: pd.DataFrame | None, crops: np
         writer.add(key, field, rows, crops)
 
 # %% ../../nbs/57_feed.foreign.ipynb #447dfce0
-def _put_field(writer: StoreWriter, source: _Images | _Array, rows: pd.DataFrame, size: int) -> None:
+def _put_field(writer: StoreWriter, source: CropImages | CropArray, rows: pd.DataFrame, size: int) -> None:
     """Read the crops of one field, and write them; bad ones go to the quarantine."""
     good, crops = [], []
     for number, name in zip(rows.index, rows["crop_id"], strict=True):
@@ -236,18 +111,9 @@ def _former_scale(out: Path, given: IntensityScale | None) -> IntensityScale:
     return replace(given, bits=given.bits or known.get("bits", 0), real_range=given.real_range or known.get("real_range"))
 
 
-def _report_misfits(source: _Images | _Array) -> None:
-    """Print how many crops do not fit the scale of all."""
-    for key, what in (("saturated", "with pixels brighter than the range, which are cut off: to keep them, give a greater --bits or --range"),
-                      ("used", "that use less than 1/32 of the range: to see more of them, give a smaller --bits or --range")):  # fmt: skip
-        n = 0 if isinstance(source, _Array) else sum(key in misfit for misfit in source.misfits)
-        if n:
-            print(f"{count_of(n, 'crop')} {what}", file=sys.stderr)
-
-
-def _tell_scale(source: _Images | _Array) -> dict:
+def _tell_scale(source: CropImages | CropArray) -> dict:
     """The scale for the manifest; what was decided is printed."""
-    if isinstance(source, _Array):
+    if isinstance(source, CropArray):
         return {}
     for note in source.notes:
         print(note, file=sys.stderr)
@@ -255,11 +121,11 @@ def _tell_scale(source: _Images | _Array) -> dict:
     return {"bits": source.scale.bits} | {name: ends and list(ends) for name, ends in ranges.items()}
 
 
-def _open_source(folder: str, labels: str | None, pattern: str | None, channels, reading: Reading | None, scale: IntensityScale) -> tuple[_Images | _Array, pd.DataFrame]:
+def _open_source(folder: str, labels: str | None, pattern: str | None, channels, reading: Reading | None, scale: IntensityScale) -> tuple[CropImages | CropArray, pd.DataFrame]:
     """The crops, and a row for each."""
-    path, beside = _array_path(folder, pattern), join_path(folder, "labels.csv")
+    path, beside = find_crop_array(folder, pattern), join_path(folder, "labels.csv")
     if path is not None:
-        array = _open_array(path, channels)
+        array = open_crop_array(path, channels)
         return array, describe_array(path, len(array.crops), labels)
     images = _find_images(folder, pattern, channels, reading, scale)
     return images, describe_crops(images.names, beside if labels is None and path_exists(beside) else labels)
@@ -322,18 +188,18 @@ def import_crops(
     with StoreWriter(out, (size, size, len(source.channels)), source.channels, about, verify=True) as writer:
         for _, rows in progress(fields, fields.ngroups, "import"):
             _put_field(writer, source, rows, size)
-        _report_misfits(source)
+        report_misfits(source)
         return writer.finish()
 
 # %% ../../nbs/57_feed.foreign.ipynb #ce5f6236
-def _find_boxed(images: str, pattern: str | None, channels: Sequence[str] | None, wanted: set[str], reading: Reading | None, scale: IntensityScale) -> tuple[_Images, tuple[str, ...]]:
+def _find_boxed(images: str, pattern: str | None, channels: Sequence[str] | None, wanted: set[str], reading: Reading | None, scale: IntensityScale) -> tuple[CropImages, tuple[str, ...]]:
     """The images that have boxes, and the names of their channels; a colour picture has red, green and blue."""
     sources = survey_fields(images, pattern=pattern, channels=channels, reading=reading).tell()
     sources = [source for source in sources if source.field_id in wanted]
     if not sources:
         raise FieldError(f"{images}: expected the images that the boxes name, such as {min(wanted, default='none')}, got none of them: give their folder")
-    found = _Images(sources, *_sample_images(sources, scale))
-    return found, ("red", "green", "blue") if not channels and found.channels == _COLOURS else found.channels
+    found = CropImages(sources, *sample_crops(sources, scale))
+    return found, ("red", "green", "blue") if not channels and found.channels == COLOUR_CHANNELS else found.channels
 
 # %% ../../nbs/57_feed.foreign.ipynb #6894d071
 _BOX = ["row0", "col0", "row1", "col1"]
@@ -345,7 +211,7 @@ def _put_bad(writer: StoreWriter, boxes: pd.DataFrame, problems: pd.Series, path
         writer.quarantine(f"{row.field_id or 'no image'}_{row.cell_id}", f"{path}: line {row.line}: {problem}")
 
 # %% ../../nbs/57_feed.foreign.ipynb #c942983f
-def _put_image(writer: StoreWriter, images: _Images, number: int | None, boxes: pd.DataFrame, cut: dict, path: str) -> None:
+def _put_image(writer: StoreWriter, images: CropImages, number: int | None, boxes: pd.DataFrame, cut: dict, path: str) -> None:
     """Cut the boxes of one image and write them; bad ones go to the quarantine."""
     field_id, reason = boxes["field_id"].iloc[0], "expected an image of this name, got none: add it, or drop its lines"
     try:
@@ -437,5 +303,5 @@ def import_boxes(
         _put_bad(writer, bad, bad["problem"], path)
         for field_id, rows in progress(good.groupby("field_id"), good["field_id"].nunique(), "import"):
             _put_image(writer, found, numbers.get(field_id), rows, cut, path)
-        _report_misfits(found)
+        report_misfits(found)
         return writer.finish()

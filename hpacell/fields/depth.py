@@ -188,7 +188,7 @@ def _real_range(sample: Sequence[Brightness]) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1.0)
 
 # %% ../../nbs/11_fields.depth.ipynb #5f83394b
-def decide_scale(sample: Sequence[Sequence[Brightness]], given: IntensityScale = IntensityScale()) -> tuple[IntensityScale, tuple[str, ...]]:  # noqa: B008
+def decide_scale(sample: Sequence[Sequence[Brightness]], given: IntensityScale = IntensityScale()) -> tuple[IntensityScale, tuple[str, ...]]:
     """Decide one scale for all fields that a sample stands for.
 
     Parameters

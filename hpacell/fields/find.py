@@ -161,7 +161,7 @@ def _on_disk(path: str) -> str:
 def _read_table(path: str, renames: Mapping[str, str]) -> NamesRead:
     """Files that a CSV names; where it says neither ids nor channels, the names of all its files together do."""
     files = [replace(file, path=_on_disk(file.path)) for file in _by_table(path, renames)]
-    columns = {name for _, row in _csv_rows(path)[:1] for name in row}
+    columns = set(_csv_rows(path, renames).columns)
     has_ids = bool(columns & {"field_id", "id"})
     if all(file.word for file in files) or (has_ids and len({file.field_id for file in files}) == len(files)):
         return NamesRead(files)

@@ -186,7 +186,7 @@ def kind_of_numbers(dtype: np.dtype) -> str:
     str
         See `Numbers`.
     """
-    if dtype == bool or (dtype.kind == "u" and dtype.itemsize == 1):
+    if dtype.kind == "b" or (dtype.kind == "u" and dtype.itemsize == 1):
         return "uint8"
     return "unsigned" if dtype.kind == "u" else "real"
 

@@ -29,13 +29,13 @@ from ..feed.writer import DamagedPartError, StoreWriter
 from ..fields.catalog import catalog_fields, read_labels
 from ..fields.find import check_has_nucleus, survey_fields
 from ..fields.depth import Brightness, decide_scale, measure_brightness
-from ..fields.inspect import summarise_notes
 from ..fields.read import FieldError, FieldSource, Reading, read_field
 from ..files import fingerprint, is_remote, path_exists, read_json, write_json
 from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key
 from .segmenters import processes_for
 from .signatures import KnownContents, file_times
+from .store_notes import misfit_notes, reading_notes
 from ..progress import progress
 from ..settings import read_settings
 from ..vocabulary import CHANNELS, check_known, count_of
@@ -159,7 +159,7 @@ def extract_fields(
     except DamagedPartError as error:
         notes = (*notes, f"mended: {error}")
         finished, n_made = _build(job, verify=True)
-    notes = (*notes, *_read_with_notes(finished), *_misfits(finished))
+    notes = (*notes, *reading_notes(finished), *misfit_notes(finished))
     return ExtractReport(finished, len(sources), n_made, finished.quarantine, catalog.missing_labels, catalog.missing_files, notes)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #50f50ab5
@@ -284,27 +284,6 @@ def _changes(store: Path, job: _Job) -> tuple[str, ...]:
     if former.get("labels") and not job.origin["labels"]:
         notes.append(f"the store had labels of {former['labels']}; without --labels it has none any more")
     return tuple(notes)
-
-# %% ../../nbs/91_pipeline.extract.ipynb #b3ed92ab
-def _read_with_notes(store: CropStore) -> tuple[str, ...]:
-    """What was left out of files and what was assumed, a sentence for each kind."""
-    if "notes" not in store.fields:
-        return ()
-    return summarise_notes((row.field_id, [note for note in str(row.notes).split("|") if note]) for row in store.fields.dropna(subset=["notes"]).itertuples())
-
-# %% ../../nbs/91_pipeline.extract.ipynb #c160da22
-def _misfits(store: CropStore) -> tuple[str, ...]:
-    """Notes on fields that do not fit the scale that all of them share."""
-    found = []
-    for column, what, remedy in (
-        ("saturated", "with pixels brighter than the range of the crops, which are cut off, at most {:.2g} % of a channel of {}", "a greater --bits or --range, unless they are mere hot pixels"),
-        ("used", "that use little of the range of the crops, the least {:.2g} % by {}", "a smaller --bits or --range"),
-    ):
-        if column in store.fields and store.fields[column].notna().any():
-            rows = store.fields.dropna(subset=[column]).sort_values(column, ascending=column == "used")
-            worst = what.format(100 * rows[column].iloc[0], rows["field_id"].iloc[0])
-            found.append(f"{count_of(len(rows), 'field')} {worst}: to see all of them alike, extract again with {remedy}")
-    return tuple(found)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #494152da
 def _sample(sources: Sequence[FieldSource], settings: ExtractSettings, n: int = 8) -> list[tuple[tuple[str, ...], list[Brightness]]]:

@@ -9,18 +9,17 @@ __all__ = ['ONE_MEANING', 'FOR_ALL', 'OWN_MEANING', 'Plan', 'read_plan', 'read_p
 # %% ../../nbs/88_pipeline.plan.ipynb #2f7d7bab
 import ast
 import copy
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 
 from ..columns import match_ids, read_any_table
 from ..fields.catalog import read_labels
 from ..fields.find import find_fields, survey_fields
 from ..files import join_path, path_exists, path_stem, read_bytes
+from .params_yaml import load_yaml
 from .templates import Parameter, check_parameters, example_parameter, list_workflows, workflow_parameters, yaml_text
 from ..vocabulary import check_known
 
@@ -74,51 +73,6 @@ def read_plan(params: str | Path, overrides: Sequence[str] = (), workflow: str |
     return plan
 
 # %% ../../nbs/88_pipeline.plan.ipynb #7f6936a3
-class _Loader(yaml.SafeLoader):
-    """YAML in which each key stands once, and 010, 12:30, yes and dates are texts, not 8, 750, True and dates."""
-
-    def construct_object(self, node, deep=False):
-        """A value with all that is in it; an error where it holds itself."""
-        return super().construct_object(node, deep=True)
-
-    def construct_mapping(self, node, deep=False):
-        """A mapping with texts as keys; an error where a key stands twice."""
-        first: dict[str, int] = {}
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                key.tag, line = "tag:yaml.org,2002:str", key.start_mark.line + 1
-                if key.value in first:
-                    raise ValueError(f"expected each key once, got {key.value} in lines {first[key.value]} and {line}: remove one")
-                first[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-_PREFIX = "tag:yaml.org,2002:"
-_Loader.yaml_implicit_resolvers = {
-    start: [(tag, form) for tag, form in forms if tag.removeprefix(_PREFIX) not in ("bool", "int", "float", "timestamp")]
-    for start, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_REAL = r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
-for _kind, _form, _starts in (
-    ("bool", "(true|True|TRUE|false|False|FALSE)$", "tTfF"), ("float", _REAL, "-+0123456789."),
-    ("int", "[-+]?(0|[1-9][0-9_]{0,99}|0x[0-9a-fA-F_]{1,99}|0b[01_]{1,99})$", "-+0123456789"),
-):  # fmt: skip
-    _Loader.add_implicit_resolver(_PREFIX + _kind, re.compile(_form), list(_starts))
-
-
-def _load_yaml(content: bytes | str) -> object:
-    """What YAML says; a ValueError of one line where it says nothing clear."""
-    try:
-        return yaml.load(content, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"expected YAML, got {' '.join(str(error).split())}: correct it there") from None
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith("expected") else f"expected YAML, got {text}: write plain values, texts in quotes") from None
-    except (RecursionError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"expected YAML, got {type(error).__name__}, as from values nested too deeply: write names with plain values") from None
-
-
 def read_params(params: str | Path) -> dict:
     """Content of a params file, as it is written.
 
@@ -140,7 +94,7 @@ def read_params(params: str | Path) -> dict:
         Not YAML, not names with values, or a key that stands twice.
     """
     try:
-        content = _load_yaml(read_bytes(params))
+        content = load_yaml(read_bytes(params))
     except FileNotFoundError:
         raise FileNotFoundError(f"expected a params file, got {params}, which is not there: see params/ for examples") from None
     except IsADirectoryError:
@@ -202,7 +156,7 @@ def _steps_of(workflows: object, params: str | Path) -> dict[str, dict]:
     return {name: dict(values or {}) for name, values in workflows.items()}
 
 # %% ../../nbs/88_pipeline.plan.ipynb #70593548
-ONE_MEANING = ("fields", "labels", "pattern", "channels", "store", "cache", "maps", "out")  # the same thing in all workflows that have it
+ONE_MEANING = ("fields", "labels", "pattern", "channels", "axes", "scene", "z", "bits", "intensity_range", "store", "cache", "maps", "out")  # the same thing in all workflows that have it
 FOR_ALL = ("seed", "workers")  # meant for all, whatever the params file says
 # Each workflow's own: where a run has several of these workflows, such a key needs the workflow before it.
 OWN_MEANING = (
@@ -305,7 +259,7 @@ def _read_value(value: str, text: str, known: Parameter) -> object:
         except ValueError:
             pass  # whatever it is, it is refused with its name
     try:
-        return _load_yaml(value)
+        return load_yaml(value)
     except ValueError:
         raise ValueError(f"expected a YAML value in {text!r}, got {value!r}: write e.g. {known.name}={yaml_text(ast.literal_eval(known.default))}") from None
 
