@@ -23,8 +23,8 @@ REACH = 8  # pixels
 # %% ../../nbs/28_cells.sizes.ipynb #059e3e11
 def _noise_of(plane: np.ndarray, core: np.ndarray) -> float:
     """Standard deviation of the noise, from the pixels that differ least from their neighbours: small nuclei have many edges."""
-    step = max(1, min(plane.shape) // 512)
-    return float(np.percentile(np.abs(plane - core)[::step, ::step], 20)) / 0.24 + 0.05
+    step = max(1, min(plane.shape) // 256)
+    return float(np.percentile(np.abs(plane[::step, ::step] - core[::step, ::step]), 20)) / 0.24 + 0.05
 
 # %% ../../nbs/28_cells.sizes.ipynb #49e5b634
 def _light_around(core: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -38,31 +38,38 @@ def _light_around(core: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.nd
     return least
 
 # %% ../../nbs/28_cells.sizes.ipynb #91566939
-def find_spots(plane: np.ndarray, ground: float | None = None) -> np.ndarray:
+def _candidates(plane: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Local maxima that stand out by more than noise does: rows, columns, brightness, and light (8, N) around them."""
+    core, wide = cv2.blur(plane, (3, 3)), cv2.blur(plane, (9, 9))
+    limit = max(2 * _noise_of(plane, core), 0.25 * least)  # a spot of 9 pixels across is a good part of its own surroundings
+    ridge = cv2.addWeighted(core, 1, wide, 0.1, 0)  # one maximum on a flat top, too
+    peak = cv2.compare(cv2.subtract(core, wide), limit, cv2.CMP_GT)
+    cv2.bitwise_and(peak, cv2.compare(ridge, cv2.dilate(ridge, np.ones((5, 5), np.uint8)), cv2.CMP_GE), peak)
+    places = cv2.findNonZero(peak)
+    cols, rows = places.reshape(-1, 2).T if places is not None else np.zeros((2, 0), np.int32)
+    return rows, cols, core[rows, cols], _light_around(core, rows, cols)
+
+# %% ../../nbs/28_cells.sizes.ipynb #d6cfe1b1
+def find_spots(plane: np.ndarray, least: float = 0) -> np.ndarray:
     """Bright spots of about 3 to 10 pixels across that are dark all around.
 
     Parameters
     ----------
     plane : (H, W) float32 array
         Intensities.
-    ground : float, optional
-        Background, to half of the way to which the light must fall around a spot. Default: the darkest place near it.
+    least : float
+        How much brighter than the darkest place near it a spot is at least.
 
     Returns
     -------
-    (N, 4) float32 array
-        Row and column of each spot in pixels, how bright it is, and how dark it is around it (or `ground`).
+    (N, 5) float32 array
+        Row and column of each spot in pixels, how bright it is, how dark the darkest place near it is, and the light on
+        the third brightest of eight ways out of it.
     """
-    core = cv2.blur(plane, (3, 3))
-    wide = cv2.blur(plane, (9, 9))
-    ridge = core + 0.1 * wide  # one maximum on a flat top, too
-    high = core - wide > 2 * _noise_of(plane, core)
-    rows, cols = np.nonzero(high & (ridge >= cv2.dilate(ridge, np.ones((5, 5), np.uint8))))
-    least = _light_around(core, rows, cols)
-    bright = core[rows, cols]
-    dark = least.min(axis=0, initial=np.inf) if ground is None else np.full(len(rows), ground, np.float32)
-    is_spot = (least < dark + 0.5 * (bright - dark)).sum(axis=0) >= 6
-    return np.stack([rows, cols, bright, dark], axis=1)[is_spot].astype(np.float32)
+    rows, cols, bright, light = _candidates(plane, least)
+    dark, third = light.min(axis=0, initial=np.inf), np.sort(light, axis=0)[-3]
+    is_spot = (third < dark + 0.5 * (bright - dark)) & (bright - dark > least)
+    return np.stack([rows, cols, bright, dark, third], axis=1)[is_spot].astype(np.float32)
 
 # %% ../../nbs/28_cells.sizes.ipynb #716ea2b1
 LEAST_SPOTS = 8
@@ -75,13 +82,13 @@ def halve(plane: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    plane : (H, W) float32 array
+    plane : (H, W) array of uint8, uint16 or float32
         Intensities.
 
     Returns
     -------
-    (ceil(H / 2), ceil(W / 2)) float32 array
-        Half of the size.
+    (ceil(H / 2), ceil(W / 2)) array
+        Half of the size, the same type.
     """
     return cv2.resize(plane, ((plane.shape[1] + 1) // 2, (plane.shape[0] + 1) // 2), interpolation=cv2.INTER_AREA)
 
@@ -100,18 +107,18 @@ def _contrast_of(look: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 # %% ../../nbs/28_cells.sizes.ipynb #402860b9
 def _spots_beside(plane: np.ndarray, look: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Spots (N, 4) of a plane that objects found in a look (h, w) at the same field do not explain; none where they are few."""
+    """Spots (N, 5) of a plane that objects found in a look (h, w) at the same field do not explain; none where they are few."""
     n = int(labels.max(initial=0))
     ground, contrast = _contrast_of(look, labels)
-    near = cv2.dilate((labels > 0).astype(np.uint8), np.ones((7, 7), np.uint8))
-    beside = find_spots(plane)
-    least = (FEW_OUTSIDE if n <= FEW else OUTSIDE) * contrast
-    beside = beside[(_under(near, beside, plane.shape) == 0) & (beside[:, 2] - beside[:, 3] > least)]
+    spots = find_spots(plane, (FEW_OUTSIDE if n <= FEW else OUTSIDE) * contrast)
     if n == 0:
-        return beside
-    within = find_spots(plane, ground)
-    within = within[(_under(labels, within, plane.shape) > 0) & (within[:, 2] - within[:, 3] > INSIDE * contrast)]
-    enough = len(beside) >= max(LEAST_SPOTS, 0.75 * n), len(within) >= max(LEAST_SPOTS, 4 * n)
+        return spots
+    near = cv2.dilate((labels > 0).astype(np.uint8), np.ones((7, 7), np.uint8))
+    beside = spots[_under(near, spots, plane.shape) == 0]
+    height = spots[:, 2] - ground
+    deep = (height > INSIDE * contrast) & (spots[:, 4] < ground + 0.5 * height)
+    within = spots[deep & (_under(labels, spots, plane.shape) > 0)]
+    enough = len(beside) >= max(LEAST_SPOTS, n), len(within) >= max(LEAST_SPOTS, 4 * n)
     return np.concatenate([beside[: len(beside) * enough[0]], within[: len(within) * enough[1]]])
 
 # %% ../../nbs/28_cells.sizes.ipynb #9ba8ca8b
@@ -120,7 +127,7 @@ def hidden_spots(plane: np.ndarray, look: np.ndarray, labels: np.ndarray) -> tup
 
     Parameters
     ----------
-    plane : (H, W) float32 array
+    plane : (H, W) array of uint8, uint16 or float32
         The field in its own size.
     look : (h, w) float32 array
         The field in the size in which it was segmented.
@@ -129,8 +136,8 @@ def hidden_spots(plane: np.ndarray, look: np.ndarray, labels: np.ndarray) -> tup
 
     Returns
     -------
-    spots : (N, 4) float32 array
-        Row and column in pixels of the field, brightness, and darkness around; empty where there are few.
+    spots : (N, 5) float32 array
+        See `find_spots`; rows and columns in pixels of the field. Empty where there are few.
     factor : int
         By how much the field was reduced when they showed best: they are about 3 to 10 times as many pixels across.
     """
@@ -139,6 +146,7 @@ def hidden_spots(plane: np.ndarray, look: np.ndarray, labels: np.ndarray) -> tup
     known, factor = [], 1
     while factor < 1.5 * top:
         if factor > 1 or nothing:  # of the smallest spots in a field with nuclei most are noise
+            plane = plane.astype(np.float32, copy=False)
             spots = _spots_beside(plane, look, labels)
             known.append((np.concatenate([(spots[:, :2] + 0.5) * factor, spots[:, 2:]], axis=1), factor))
         plane, factor = halve(plane), 2 * factor
@@ -323,10 +331,10 @@ def shrink_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         return labels
     small = cv2.resize(labels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     n = int(labels.max(initial=0))
-    lost = np.setdiff1d(np.flatnonzero(np.bincount(labels.ravel(), minlength=n + 1)), small)
+    lost = np.flatnonzero(np.bincount(small.ravel(), minlength=n + 1)[1:] == 0) + 1
     if len(lost):
         corners = ndimage.find_objects(labels)
-        for label in lost[lost > 0].tolist():
+        for label in [label for label in lost.tolist() if corners[label - 1]]:
             place = tuple(int((part.start + part.stop) / 2 * k / size) for part, k, size in zip(corners[label - 1], shape, labels.shape, strict=True))
             small[place] = small[place] or label
     return small
