@@ -115,7 +115,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 
 # %% ../nbs/98_arguments.ipynb #81bb3265
 def _add_method(parser: argparse.ArgumentParser) -> None:
-    """--method and --border."""
+    """--method, --border and --diameter."""
     parser.add_argument(
         "--method", default="auto", type=_method, metavar="METHOD",
         help=f"how cells are found: {', '.join(METHODS)}, or the folder of a segmenter that you trained (default: auto, the best that is measured)",
@@ -123,6 +123,10 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--border", default="keep", **_one_of("border rule", BORDERS),
         help="cells cut off by the edge of the field: keep them, or drop those whose nucleus (nuclei) or any part (cells) touches it (default: keep)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--diameter", type=float, default=0.0, metavar="PIXELS",
+        help="typical diameter of nuclei in pixels, from 3, where it is not found well (default: found in each field)",
     )  # fmt: skip
 
 # %% ../nbs/98_arguments.ipynb #0cc5aad0

@@ -107,15 +107,17 @@ def _segment(arguments: argparse.Namespace) -> int:
 
     report = segment_fields(
         arguments.fields, arguments.out, method=arguments.method, border=arguments.border, pattern=arguments.pattern,
-        channels=arguments.channels, workers=_workers(arguments),
+        channels=arguments.channels, workers=_workers(arguments), diameter=arguments.diameter,
     )  # fmt: skip
     found = count_of(report.fields["n_nuclei"].sum(), "nucleus", "nuclei")
     if report.fields["n_cells"].notna().any():
         found += f" and {count_of(report.fields['n_cells'].sum(), 'cell')}"
     print(f"{found} of {count_of(len(report.fields), 'field')} in {report.folder}")
-    empty = report.fields.loc[report.fields["n_nuclei"] == 0, "field_id"].tolist()
-    if empty:
-        print(f"no nuclei in {count_of(len(empty), 'field')}: {', '.join(empty[:5])}{', …' * (len(empty) > 5)}", file=sys.stderr)
+    empty = report.fields[report.fields["n_nuclei"] == 0]
+    if len(empty):
+        least, some = empty["smallest_px"].astype(float).max(), ", ".join(empty["field_id"][:5]) + ", …" * (len(empty) > 5)
+        kind = f" of {least:g} pixels or more across" if least > 0 else ""
+        print(f"no nuclei{kind} in {count_of(len(empty), 'field')}: {some}; if there are some, give their diameter in pixels: --diameter", file=sys.stderr)
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
 
 # %% ../nbs/99_cli.ipynb #4335c90c
@@ -126,7 +128,8 @@ def _extract(arguments: argparse.Namespace) -> int:
 
     given = {} if arguments.bits is None else {"bits": arguments.bits}
     settings = ExtractSettings(
-        crop_size=arguments.size, method=arguments.method, border=arguments.border, clear_outside=not arguments.keep_outside, **given
+        crop_size=arguments.size, method=arguments.method, border=arguments.border, clear_outside=not arguments.keep_outside,
+        diameter=arguments.diameter, **given
     )
     report = extract_fields(
         arguments.fields, arguments.out, labels=arguments.labels, settings=settings, pattern=arguments.pattern,

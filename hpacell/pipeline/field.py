@@ -18,7 +18,7 @@ import pandas as pd
 import hpacell
 from ..cells.crops import crop_cells
 from ..cells.measurements import measure_cells
-from ..cells.segmentation import SegmentationSettings
+from ..cells.nuclei import SegmentationSettings, check_diameter
 from ..fields.read import MAX_PIXELS, Field, FieldSource, read_field, to_uint8
 from ..files import fingerprint
 from .segmenters import check_method, method_signature, segmenter_of
@@ -45,6 +45,8 @@ class ExtractSettings:
         extraction then finds one number for all its fields.
     max_pixels : int
         Fields with more are refused.
+    diameter : float
+        Typical diameter of nuclei in pixels of the fields, from 3; 0 finds it in each field.
 
     Raises
     ------
@@ -59,8 +61,10 @@ class ExtractSettings:
     clean_protein: bool = True
     bits: int = 0
     max_pixels: int = MAX_PIXELS
+    diameter: float = 0.0
 
     def __post_init__(self):
+        check_diameter(self.diameter)
         if not 8 <= self.crop_size <= 4096:
             raise ValueError(f"expected a crop size from 8 to 4096 pixels, got {self.crop_size}: choose one in between")
         if self.bits and not 8 <= self.bits <= 16:
@@ -110,7 +114,9 @@ def cut_field(field: Field, settings: ExtractSettings | None = None, labels: str
         Its cells; none is no error.
     """
     settings = settings or ExtractSettings()
-    segmented = segmenter_of(settings.method)(field.image, channels=field.channels, pixel_um=field.pixel_um, border=settings.border)
+    segmented = segmenter_of(settings.method)(
+        field.image, channels=field.channels, pixel_um=field.pixel_um, border=settings.border, diameter=settings.diameter
+    )
     # A field with nothing but nuclei yields nuclei: they stand where the cells would.
     cells = segmented.nuclei if segmented.cells is None else segmented.cells
     table = measure_cells(field.image, cells, nuclei=segmented.nuclei, channels=field.channels, field_id=field.field_id, labels=labels, pixel_um=field.pixel_um)  # fmt: skip
