@@ -42,11 +42,8 @@ def _candidates(plane: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray
     """Local maxima that stand out by more than noise does: rows, columns, brightness, and light (8, N) around them."""
     core, wide = cv2.blur(plane, (3, 3)), cv2.blur(plane, (9, 9))
     limit = max(2 * _noise_of(plane, core), 0.25 * least)  # a spot of 9 pixels across is a good part of its own surroundings
-    ridge = cv2.addWeighted(core, 1, wide, 0.1, 0)  # one maximum on a flat top, too
-    peak = cv2.compare(cv2.subtract(core, wide), limit, cv2.CMP_GT)
-    cv2.bitwise_and(peak, cv2.compare(ridge, cv2.dilate(ridge, np.ones((5, 5), np.uint8)), cv2.CMP_GE), peak)
-    places = cv2.findNonZero(peak)
-    cols, rows = places.reshape(-1, 2).T if places is not None else np.zeros((2, 0), np.int32)
+    ridge = core + 0.1 * wide  # one maximum on a flat top, too
+    rows, cols = np.nonzero((core - wide > limit) & (ridge >= cv2.dilate(ridge, np.ones((5, 5), np.uint8))))
     return rows, cols, core[rows, cols], _light_around(core, rows, cols)
 
 # %% ../../nbs/28_cells.sizes.ipynb #d6cfe1b1

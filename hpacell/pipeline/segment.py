@@ -185,7 +185,7 @@ def _segment_all(
     return [rows[source] for source in sources if source in rows], bad, len(todo) - len(bad)
 
 # %% ../../nbs/94_pipeline.segment.ipynb #2d38e4cf
-def _key(source: FieldSource, method: str, border: str, diameter: float) -> str:
+def _key(source: FieldSource, method: str, border: str, diameter: float = 0) -> str:
     """What a field's label images depend on; empty for files that may change unseen."""
     signature = source_signature(source)
     made_by = method_signature(method, source.channels)
