@@ -186,6 +186,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hpacell.cells.sizes._spots_beside': ('cells.sizes.html#_spots_beside', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes._under': ('cells.sizes.html#_under', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes.busiest_windows': ('cells.sizes.html#busiest_windows', 'hpacell/cells/sizes.py'),
+                                     'hpacell.cells.sizes.count_sure': ('cells.sizes.html#count_sure', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes.cut_windows': ('cells.sizes.html#cut_windows', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes.find_spots': ('cells.sizes.html#find_spots', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes.halve': ('cells.sizes.html#halve', 'hpacell/cells/sizes.py'),

@@ -18,7 +18,7 @@ from .cytoplasm import claim_cytoplasm
 from .nuclei import DEFAULT_SETTINGS, SegmentationSettings, check_diameter, find_nuclei
 from .outlines import label_contrast, tidy_labels, typical_diameter
 from .planes import Planes, check_image, work_shape
-from .sizes import busiest_windows, cut_windows, hidden_spots, join_looks, label_by_tiles, shrink_labels, spot_areas
+from .sizes import busiest_windows, count_sure, cut_windows, hidden_spots, join_looks, label_by_tiles, shrink_labels, spot_areas
 from ..masks.labels import enlarge_labels, label_ids, relabel
 from ..vocabulary import CHANNELS
 
@@ -113,7 +113,7 @@ def _found_beside(planes: Planes, labels: np.ndarray, settings: SegmentationSett
     full = planes.image.shape[:2]
     spots, factor, limits = _spots_left(planes, labels)
     if len(spots):
-        diameter = _diameter_of(planes, spots, factor, int(labels.max(initial=0)), limits[1], settings)
+        diameter = _diameter_of(planes, spots, factor, count_sure(labels), limits[1], settings)
         if diameter:
             shape = _shape_for(full, diameter, settings)
             return _find_in(planes, shape, settings, diameter * shape[0] / full[0], limits)
@@ -151,7 +151,7 @@ def find_sizes(
     across = across[across >= (settings.min_diameter_um / pixel_um if pixel_um else 0)]
     usual = float(np.median(across)) if len(across) else 0.0
     spots, factor, limits = _spots_left(planes, labels)
-    return usual, _diameter_of(planes, spots, factor, int(labels.max()), limits[1], settings) if len(spots) else 0.0
+    return usual, _diameter_of(planes, spots, factor, count_sure(labels), limits[1], settings) if len(spots) else 0.0
 
 # %% ../../nbs/30_cells.segmentation.ipynb #1166c685
 def _nuclei_of(planes: Planes, pixel_um: float | None, settings: SegmentationSettings, diameter: float | None = None) -> tuple[np.ndarray, float]:
