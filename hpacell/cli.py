@@ -16,32 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .arguments import make_parser
+from .options import reading_of, runs_folder_of, scale_of, workers_of
 from .vocabulary import count_of
-
-# %% ../nbs/99_cli.ipynb #09c9f85e
-def _workers(arguments: argparse.Namespace) -> int:
-    """--workers, or what the settings say."""
-    from hpacell.settings import read_settings
-
-    return read_settings(overrides={"engine_workers": arguments.workers}).workers
-
-# %% ../nbs/99_cli.ipynb #4b2091d0
-def _reading(arguments: argparse.Namespace) -> dict:
-    """--axes, --scene and --z as an argument `reading`, if one of them is given."""
-    if not arguments.axes and arguments.scene is None and not arguments.z:
-        return {}
-    from hpacell.fields.image import Reading
-
-    return {"reading": Reading(arguments.axes, arguments.scene, arguments.z)}
-
-# %% ../nbs/99_cli.ipynb #f836e254
-def _scale(arguments: argparse.Namespace) -> dict:
-    """--bits and --range as an argument `intensity_scale`, if one of them is given."""
-    if arguments.bits is None and arguments.intensity_range is None:
-        return {}
-    from hpacell.fields.depth import IntensityScale
-
-    return {"intensity_scale": IntensityScale(arguments.bits or 0, intensity_range=arguments.intensity_range)}
 
 # %% ../nbs/99_cli.ipynb #1405dc93
 def _report_notes(notes: Sequence[str]) -> None:
@@ -73,7 +49,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from hpacell.fields.simulate import simulate_fields
 
     size = (arguments.size, arguments.size)
-    simulate_fields(arguments.out, n_fields=arguments.fields, seed=arguments.seed, size=size, workers=_workers(arguments), progress=True)
+    simulate_fields(arguments.out, n_fields=arguments.fields, seed=arguments.seed, size=size, workers=workers_of(arguments), progress=True)
     print(f"{count_of(arguments.fields, 'field')}, labels.csv and truth/ in {arguments.out}")
     return 0
 
@@ -83,7 +59,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from hpacell.fields.inspect import describe_inspected, inspect_fields
     from hpacell.files import write_table
 
-    table = inspect_fields(arguments.fields, arguments.pattern, arguments.channels, limit=arguments.limit, **_reading(arguments))
+    table = inspect_fields(arguments.fields, arguments.pattern, arguments.channels, limit=arguments.limit, **reading_of(arguments))
     for row in table.to_dict("records"):
         print(describe_inspected(row))
     if arguments.out:
@@ -96,16 +72,16 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _explore(arguments: argparse.Namespace) -> int:
     """Execute the explore workflow, after a look at what it needs."""
     from hpacell.fields.find import survey_fields
-    from hpacell.pipeline.plan import Plan, count_matches, labels_beside
+    from hpacell.pipeline.plan import Plan, check_tables, count_matches, labels_beside
     from hpacell.pipeline.runs import run_plan
     from hpacell.pipeline.templates import check_parameters
 
     values = {"fields": arguments.fields, "labels": arguments.labels, "pattern": arguments.pattern, "channels": arguments.channels}
-    reading = vars(_reading(arguments).get("reading", argparse.Namespace()))
+    reading = vars(reading_of(arguments).get("reading", argparse.Namespace()))
     given = {name: value for name, value in values.items() if value}
     tables = {name: value for name, value in (("cells", arguments.cells), ("pairs", arguments.duplicates)) if value}
     check_parameters("explore", given | tables)
-    _check_tables(**tables)
+    check_tables(**tables)
     survey_fields(**{name: value for name, value in given.items() if name != "labels"}).tell()
     if arguments.labels:
         matches, ids = count_matches(**given)
@@ -113,28 +89,12 @@ def _explore(arguments: argparse.Namespace) -> int:
     else:
         beside = labels_beside(arguments.fields)
         print(f"no labels are shown; to use those beside the fields: --labels {beside}" if beside else "no labels are shown: none were given")
-    return _show_run(run_plan(Plan("explore", {"explore": given | tables | {name: value for name, value in reading.items() if value is not None}}), runs=_runs_folder(arguments)))
-
-# %% ../nbs/99_cli.ipynb #24203a26
-def _check_tables(cells: str = "", pairs: str = "") -> None:
-    """An error now, rather than from a notebook, for a table that cannot be read."""
-    if pairs:
-        from hpacell.fields.duplicates import read_duplicates
-
-        read_duplicates(pairs)
-    if cells.lower().endswith((".csv", ".parquet")):
-        from hpacell.columns import read_any_table
-
-        read_any_table(cells)
-    elif cells:
-        from hpacell.feed.store import read_store
-
-        read_store(cells)
+    return _show_run(run_plan(Plan("explore", {"explore": given | tables | {name: value for name, value in reading.items() if value is not None}}), runs=runs_folder_of(arguments)))
 
 # %% ../nbs/99_cli.ipynb #a23d6df1
 def _prepare(module: str, arguments: argparse.Namespace) -> None:
     """Let workers load what they need while this process does."""
-    if _workers(arguments) != 1:
+    if workers_of(arguments) != 1:
         from hpacell.pipeline.engine import prepare_workers
 
         prepare_workers(module)
@@ -147,15 +107,17 @@ def _segment(arguments: argparse.Namespace) -> int:
 
     report = segment_fields(
         arguments.fields, arguments.out, method=arguments.method, border=arguments.border, pattern=arguments.pattern,
-        channels=arguments.channels, workers=_workers(arguments), **_reading(arguments),
+        channels=arguments.channels, workers=workers_of(arguments), diameter=arguments.diameter, **reading_of(arguments),
     )  # fmt: skip
     found = count_of(report.fields["n_nuclei"].sum(), "nucleus", "nuclei")
     if report.fields["n_cells"].notna().any():
         found += f" and {count_of(report.fields['n_cells'].sum(), 'cell')}"
     print(f"{found} of {count_of(len(report.fields), 'field')} in {report.folder}")
-    empty = report.fields.loc[report.fields["n_nuclei"] == 0, "field_id"].tolist()
-    if empty:
-        print(f"no nuclei in {count_of(len(empty), 'field')}: {', '.join(empty[:5])}{', …' * (len(empty) > 5)}", file=sys.stderr)
+    empty = report.fields[report.fields["n_nuclei"] == 0]
+    if len(empty):
+        least, some = empty["smallest_px"].astype(float).max(), ", ".join(empty["field_id"][:5]) + ", …" * (len(empty) > 5)
+        kind = f" of {least:g} pixels or more across" if least > 0 else ""
+        print(f"no nuclei{kind} in {count_of(len(empty), 'field')}: {some}; if there are some, give their diameter in pixels: --diameter", file=sys.stderr)
     _report_notes(report.notes)
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
 
@@ -167,11 +129,12 @@ def _extract(arguments: argparse.Namespace) -> int:
 
     given = {name: value for name in ("bits", "intensity_range") if (value := getattr(arguments, name)) is not None}
     settings = ExtractSettings(
-        crop_size=arguments.size, method=arguments.method, border=arguments.border, clear_outside=not arguments.keep_outside, **given
+        crop_size=arguments.size, method=arguments.method, border=arguments.border, clear_outside=not arguments.keep_outside,
+        diameter=arguments.diameter, **given
     )
     report = extract_fields(
         arguments.fields, arguments.out, labels=arguments.labels, settings=settings, pattern=arguments.pattern,
-        channels=arguments.channels, workers=_workers(arguments), compression=arguments.compression, **_reading(arguments),
+        channels=arguments.channels, workers=workers_of(arguments), compression=arguments.compression, **reading_of(arguments),
     )  # fmt: skip
     print(report)
     return _report_quarantine(report.quarantine, f"{report.store.folder}/quarantine.csv")
@@ -184,7 +147,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.repair:
         from hpacell.pipeline.repair import repair_store
 
-        print(repair_store(arguments.store, workers=_workers(arguments)))
+        print(repair_store(arguments.store, workers=workers_of(arguments)))
     report = verify_store(arguments.store)
     print(report)
     return 1 if len(report.problems) else 0
@@ -201,7 +164,7 @@ def _export(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #1943f229
 def _import(arguments: argparse.Namespace) -> int:
     """Make a store of crops that another tool has cut, or of cells that people marked with boxes."""
-    shared = {"pattern": arguments.pattern, "channels": arguments.channels, **_reading(arguments), **_scale(arguments)}
+    shared = {"pattern": arguments.pattern, "channels": arguments.channels, **reading_of(arguments), **scale_of(arguments)}
     if arguments.boxes:
         if arguments.labels:
             raise ValueError("expected --boxes with the classes of the cells or --labels, got both: leave --labels out")
@@ -281,7 +244,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     report = predict_fields(
         arguments.fields, arguments.model, arguments.out, pattern=arguments.pattern, channels=arguments.channels,
-        workers=_workers(arguments), overlays=arguments.overlays, maps=arguments.maps, **_reading(arguments), **_scale(arguments),
+        workers=workers_of(arguments), overlays=arguments.overlays, maps=arguments.maps, **reading_of(arguments), **scale_of(arguments),
     )  # fmt: skip
     print(report)
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")
@@ -293,16 +256,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from hpacell.pipeline.runs import run
 
     overrides = arguments.parameters or []
-    record = run(arguments.params, overrides, runs=_runs_folder(arguments), workflow=arguments.workflow, resume=arguments.resume)
+    record = run(arguments.params, overrides, runs=runs_folder_of(arguments), workflow=arguments.workflow, resume=arguments.resume)
     tell_fields(entry["values"] for entry in record["steps"].values())
     return _show_run(record)
-
-# %% ../nbs/99_cli.ipynb #1fd396d9
-def _runs_folder(arguments: argparse.Namespace) -> str:
-    """--runs, or what the settings say."""
-    from hpacell.settings import read_settings
-
-    return read_settings(overrides={"paths_runs": arguments.runs}).paths_runs
 
 # %% ../nbs/99_cli.ipynb #41227855
 def _show_run(record: dict) -> int:
@@ -320,7 +276,7 @@ def _runs(arguments: argparse.Namespace) -> int:
     """List runs."""
     from hpacell.pipeline.runs import list_runs
 
-    folder = _runs_folder(arguments)
+    folder = runs_folder_of(arguments)
     table = list_runs(folder)
     print(table.to_string(index=False, na_rep="") if len(table) else f"no runs in {folder}: start one with hpacell demo")
     return 0
@@ -340,7 +296,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from hpacell.pipeline.points import read_sweep
     from hpacell.pipeline.sweep import describe_sweep, run_sweep, unfinished_sweep
 
-    folder, resume = _runs_folder(arguments), arguments.resume
+    folder, resume = runs_folder_of(arguments), arguments.resume
     if arguments.params is None and (resume is None or arguments.parameters):
         raise ValueError("expected a params file with a sweep, got none: see params/zoo.yaml, or go on with hpacell sweep --resume SWEEP")
     plan = read_sweep(arguments.params, arguments.parameters or [], arguments.workflow) if arguments.params else None
@@ -361,7 +317,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     if arguments.out and Path(arguments.out).suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"expected a page that ends in .html for --out, got {arguments.out}: name it so")
-    folder = _runs_folder(arguments)
+    folder = runs_folder_of(arguments)
     print(compare_runs(read_runs(arguments.compared, folder)))
     if arguments.table:
         return 0

@@ -10,7 +10,14 @@ from hypothesis.extra import numpy as hnp
 from hpacell.cells.blobs import find_blobs, mask_solidity
 from hpacell.cells.outlines import tidy_labels, weighted_median
 from hpacell.cells.pieces import cut_pieces, find_contacts, join_pieces
-from hpacell.cells.segmentation import SEGMENTERS, SegmentationSettings, segment_cells, segment_field, segment_nuclei
+from hpacell.cells.segmentation import (
+    SEGMENTERS,
+    SegmentationSettings,
+    drop_border,
+    segment_cells,
+    segment_field,
+    segment_nuclei,
+)
 from hpacell.fields.simulate import simulate_field
 from hpacell.masks.labels import label_ids
 from hpacell.metrics.instances import jaccard, score_instances
@@ -268,3 +275,129 @@ def test_cells_at_the_border_are_left_out(simulated, border):
     check_segmentation(found, image.shape[:2])
     assert 0 < len(kept) < whole.cells.max()
     assert np.array_equal(found.cells, np.searchsorted(kept, whole.cells * np.isin(whole.cells, kept)) + np.isin(whole.cells, kept))
+
+
+def discs(side, across, n=None, gap=2.5, bright=120, dark=12, seed=0, plane=None, free=()):
+    """A float32 plane with discs on a jittered grid, and their centres (row, col); none near the `free` (row, col, radius)."""
+    rng, step = np.random.default_rng(seed), gap * across
+    k = int(side // step)
+    centres = (np.argwhere(np.ones((k, k))) + 0.5) * step + rng.uniform(-0.2, 0.2, (k * k, 2)) * (step - 1.25 * across)
+    centres = rng.permutation(centres)
+    for row, col, radius in free:
+        centres = centres[np.hypot(centres[:, 0] - row, centres[:, 1] - col) > radius + across]
+    plane = np.full((side, side), dark, np.float32) if plane is None else plane
+    for row, col in centres[:n]:
+        cv2.circle(plane, (int(16 * col), int(16 * row)), int(8 * across), float(bright), -1, cv2.LINE_8, 4)
+    return plane, centres[:n]
+
+
+def photo(plane, noise=3, seed=0):
+    """What a camera makes of a plane."""
+    plane = cv2.GaussianBlur(plane, (0, 0), 0.8) + np.random.default_rng(seed).normal(0, noise, plane.shape)
+    return plane.clip(0, 255).astype(np.uint8)
+
+
+def n_hit(nuclei, centres, across):
+    """Centres that lie in a nucleus of their own, of about the right area."""
+    rows, cols = np.minimum(centres.astype(int), np.array(nuclei.shape) - 1).T
+    area = np.bincount(nuclei.ravel())
+    return sum(area[label] < 2.5 * np.pi / 4 * across**2 for label in np.unique(nuclei[rows, cols]) if label)
+
+
+@pytest.mark.parametrize(("side", "across"), [(256, 8), (1000, 8), (1300, 12), (1800, 28)])
+def test_small_nuclei_are_found_in_a_field_of_any_size(side, across):
+    plane, centres = discs(side, across, n=600)
+    found = segment_field(photo(plane), ["nucleus"])
+    assert abs(int(found.nuclei.max()) / len(centres) - 1) <= 0.02 and n_hit(found.nuclei, centres, across) >= 0.98 * len(centres)
+    assert 0 < found.smallest_px <= across
+
+
+def test_cells_of_small_nuclei_in_a_large_field():
+    plane, centres = discs(1000, 10, n=500, gap=3.5)
+    cells = cv2.dilate(plane, np.ones((7, 7))) * 0.4
+    image = np.stack([photo(cells, seed=1), photo(cells, seed=2), photo(plane)], axis=-1)
+    found = segment_field(image, ["microtubules", "er", "nucleus"])
+    check_segmentation(found, plane.shape)
+    assert abs(int(found.nuclei.max()) / len(centres) - 1) <= 0.02
+    assert (np.bincount(found.cells.ravel())[1:] > np.bincount(found.nuclei.ravel())[1:]).mean() > 0.95
+
+
+@pytest.mark.parametrize("bright", [120, 30])
+def test_an_artefact_does_not_hide_small_nuclei(bright):
+    plane, centres = discs(1200, 12, n=500, bright=bright, free=[(600, 600, 100)])
+    cv2.circle(plane, (600, 600), 100, 255, -1)
+    nuclei = segment_nuclei(photo(plane, 2), ["nucleus"])
+    assert n_hit(nuclei, centres, 12) >= 0.98 * len(centres)
+    assert int(nuclei.max()) <= len(centres) + 3
+
+
+def test_large_and_small_nuclei_in_one_field():
+    plane, large = discs(1600, 90, n=25, gap=3)
+    plane, small = discs(1600, 12, n=80, gap=3, seed=1, plane=plane, free=[(*place, 45) for place in large])
+    nuclei = segment_nuclei(photo(plane), ["nucleus"])
+    assert n_hit(nuclei, small, 12) >= 78 and int(nuclei.max()) == pytest.approx(105, abs=2)
+    rows, cols = large.astype(int).T
+    assert len(np.unique(nuclei[rows, cols])) == 25 and (np.bincount(nuclei.ravel())[nuclei[rows, cols]] > 4000).all()
+
+
+def test_a_few_specks_beside_large_nuclei_stay_debris():
+    plane, large = discs(1600, 90, n=40, gap=2)
+    for k, (row, col) in enumerate(discs(1600, 10, n=12, gap=4, seed=1, free=[(*place, 45) for place in large])[1]):
+        cv2.circle(plane, (int(col), int(row)), 2 + k % 5, 120, -1)
+    assert int(segment_nuclei(photo(plane), ["nucleus"]).max()) <= 45
+
+
+def test_some_small_nuclei_in_a_wide_field_are_not_overlooked():
+    plane, centres = discs(1700, 12, n=5, gap=6)
+    assert n_hit(segment_nuclei(photo(plane), ["nucleus"]), centres, 12) == 5
+
+
+def test_colonies_are_not_taken_for_nuclei():
+    plane = np.full((1000, 1000), 10, np.float32)
+    centres = discs(1000, 12, gap=1.5)[1]
+    centres = centres[np.hypot(*(centres % 500 - 250).T) < 130]
+    for row, col in centres:
+        cv2.circle(plane, (int(16 * col), int(16 * row)), 96, 120.0, -1, cv2.LINE_8, 4)
+    assert n_hit(segment_nuclei(photo(plane), ["nucleus"]), centres, 12) >= 0.98 * len(centres)
+
+
+def test_a_given_diameter_is_used_and_an_impossible_one_refused():
+    plane, centres = discs(1000, 12, gap=4)
+    found = segment_field(photo(plane), ["nucleus"], diameter=12)
+    assert abs(int(found.nuclei.max()) / len(centres) - 1) <= 0.02
+    for diameter in (-3, 1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="diameter of nuclei from 3 pixels"):
+            segment_field(photo(plane)[:64, :64], ["nucleus"], diameter=diameter)
+
+
+def test_a_wrong_pixel_size_shows_in_the_smallest_diameter():
+    plane, centres = discs(400, 10)
+    found = segment_field(photo(plane), ["nucleus"], pixel_um=0.1)  # 3 micrometres are 30 pixels
+    assert int(found.nuclei.max()) == 0 and found.smallest_px == pytest.approx(30)
+    assert abs(int(segment_field(photo(plane), ["nucleus"], pixel_um=0.1, diameter=10).nuclei.max()) / len(centres) - 1) <= 0.02
+
+
+@pytest.mark.parametrize("ids", [(1, 2, 3), (3, 1, 2), (2, 7, 70000), (15, 16, 4)])
+@pytest.mark.parametrize("border", ["keep", "nuclei", "cells"])
+def test_ids_of_nuclei_and_cells_may_differ(ids, border):
+    nuclei, cells = np.zeros((2, 12, 60), np.int32)
+    for k, label in enumerate(ids):
+        cells[2:10, 4 + 16 * k : 14 + 16 * k] = label
+    nuclei[4:8, 6:10], nuclei[4:8, 38:42] = ids[0], ids[2]  # the second cell has no nucleus
+    nuclei[4:8, 54:58] = max(ids) + 5  # a nucleus has no cell
+    found = drop_border(nuclei, cells, border)
+    check_segmentation(found, nuclei.shape)
+    assert int(found.cells.max()) == 2 and found.cells[5, 24] == 0 and found.nuclei[5, 55] == 0
+    assert not drop_border(np.zeros_like(nuclei), cells, border).cells.any()
+
+
+def test_nuclei_and_cells_of_two_fields_are_refused():
+    with pytest.raises(ValueError, match="of one shape"):
+        drop_border(np.zeros((4, 5), np.int32), np.zeros((4, 6), np.int32), "keep")
+
+
+def test_each_given_nucleus_keeps_a_cell_however_small():
+    nuclei = np.zeros((1300, 1300), np.int32)
+    nuclei[4:1290:13, 4:1290:13] = np.arange(1, 99 * 99 + 1).reshape(99, 99)
+    image = np.full((1300, 1300, 2), 90, np.uint8)
+    assert len(label_ids(segment_cells(image, nuclei, ["er", "nucleus"]))) == 99 * 99

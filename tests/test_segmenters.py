@@ -12,7 +12,7 @@ import hpacell.pipeline.field as pipeline_field
 import hpacell.pipeline.segment as segment
 import hpacell.pipeline.segmenters as segmenters
 import hpacell.pipeline.signatures as signatures
-from hpacell.cells.segmentation import segment_cells, segment_nuclei
+from hpacell.cells.segmentation import SEGMENTERS, Segmentation, segment_cells, segment_nuclei
 from hpacell.cli import main
 from hpacell.fields.find import FieldSource
 from hpacell.fields.simulate import simulate_field
@@ -229,3 +229,83 @@ def test_on_bright_ground_a_picture_keeps_its_size(own):
     cv2.circle(bright, (200, 150), 20, (90,), -1)
     segmenter_of(own)(bright, channels=["nucleus"])
     assert segmenters._load(own, "").shown[-1].shape == (300, 400, 1)
+
+
+def large_and_small():
+    """A picture of 9 discs of 120 pixels across and 60 of 12, and how many there are."""
+    picture = np.full((1200, 1200), 10, np.float32)
+    for row, col in (np.argwhere(np.ones((3, 3))) * 400 + 150).tolist():
+        cv2.circle(picture, (col, row), 60, 150, -1)
+    for row, col in (np.argwhere(np.ones((3, 20))) * [400, 60] + [340, 20]).tolist():
+        cv2.circle(picture, (col, row), 6, 150, -1)
+    noise = np.random.default_rng(0).normal(0, 3, picture.shape)
+    return (cv2.GaussianBlur(picture, (0, 0), 1) + noise).clip(0, 255).astype(np.uint8), 69
+
+
+def test_large_nuclei_and_small_ones_are_looked_at_in_two_sizes(own):
+    picture, n = large_and_small()
+    found = segmenter_of(own)(picture, ["nucleus"])
+    sides = [image.shape[0] for image in segmenters._load("", "").shown]
+    assert len(sides) == 2 and sides[0] == 1200 and sides[1] == pytest.approx(400, abs=20)
+    assert int(found.nuclei.max()) == n and found.smallest_px == 8
+
+
+@pytest.mark.parametrize(("diameter", "side"), [(4, 512), (8, 256), (40, 256), (128, 80)])
+def test_a_given_diameter_says_in_which_size_a_network_looks(own, field, diameter, side):
+    found = segmenter_of(own)(field.image[..., 2], ["nucleus"], diameter=diameter)
+    assert [image.shape[0] for image in segmenters._load("", "").shown] == [side]
+    assert found.nuclei.shape == (256, 256) and found.smallest_px == pytest.approx(8 * 256 / side)
+
+
+@pytest.mark.parametrize("shift", [0, 15, 70000])
+def test_cells_of_a_network_without_a_nucleus_are_dropped_whatever_their_numbers(tmp_path, monkeypatch, shift):
+    (tmp_path / "own").mkdir()
+    write_card(tmp_path / "own")
+    image = np.full((120, 240, 2), 10, np.uint8)
+    cells = np.zeros((120, 240), np.int32)
+    for k, col in enumerate((40, 110, 190), 1):
+        cv2.circle(cells, (col, 60), 28, k + shift, -1)
+    image[..., 0][cells > 0] = 90
+    nuclei = np.zeros((120, 240), np.uint8)
+    for col in (40, 110):  # the cell with the highest number has none
+        cv2.circle(nuclei, (col, 60), 12, 160, -1)
+    image[..., 1] = cv2.GaussianBlur(nuclei, (0, 0), 1) + 10
+    made = SimpleNamespace(channels=(), target="cells", segment=lambda image: (cells, None))
+    monkeypatch.setattr(segmenters, "_load", lambda method, signature: made)
+    found = segmenter_of(str(tmp_path / "own"))(image, ["er", "nucleus"])
+    assert np.unique(found.cells).tolist() == np.unique(found.nuclei).tolist() == [0, 1, 2]
+
+
+def test_a_method_of_ones_own_needs_no_diameter(monkeypatch, field):
+    calls = []
+
+    def find(image, channels, pixel_um=None, border="keep"):
+        calls.append(border)
+        return Segmentation(np.zeros(image.shape[:2], np.int32), None)
+
+    monkeypatch.setitem(SEGMENTERS, "mine", find)
+    assert segmenter_of("mine")(field.image).smallest_px == 0 and calls == ["keep"]
+
+
+def test_the_command_says_how_small_nuclei_may_be_and_takes_a_diameter(tmp_path, capsys):
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "small").mkdir()
+    cv2.imwrite(str(tmp_path / "blank" / "a.png"), np.full((1000, 1000), 20, np.uint8))
+    cv2.imwrite(str(tmp_path / "small" / "b.png"), large_and_small()[0][300:380])
+    common = ["--channels", "nucleus", "--method", "classical", "--workers", "1", "--out"]
+    assert main(["segment", str(tmp_path / "blank"), *common, str(tmp_path / "one")]) == 0
+    error = capsys.readouterr().err
+    assert "no nuclei of 4 pixels or more across in 1 field: a" in error and "--diameter" in error
+    assert main(["segment", str(tmp_path / "small"), *common, str(tmp_path / "two"), "--diameter", "12"]) == 0
+    table = (tmp_path / "two" / "segmentation.csv").read_text().splitlines()
+    assert table[0].endswith("n_nuclei,n_cells,smallest_px") and table[1].split(",")[3:] == ["20", "", "4.0"]
+    assert main(["segment", str(tmp_path / "small"), *common, str(tmp_path / "three"), "--diameter", "1"]) != 0
+    assert "diameter of nuclei from 3 pixels" in capsys.readouterr().err
+
+
+def test_another_diameter_is_another_field():
+    source = FieldSource("f", ("f.png",), ("nucleus",))
+    keys = {pipeline_field.field_key(source, "the same pixels", ExtractSettings(diameter=diameter)) for diameter in (0, 12, 20)}
+    assert len(keys) == 3
+    with pytest.raises(ValueError, match="from 3 pixels"):
+        ExtractSettings(diameter=2)

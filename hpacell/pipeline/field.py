@@ -18,7 +18,7 @@ import pandas as pd
 import hpacell
 from ..cells.crops import crop_cells
 from ..cells.measurements import measure_cells
-from ..cells.segmentation import SegmentationSettings
+from ..cells.nuclei import SegmentationSettings, check_diameter
 from ..fields.depth import IntensityScale, check_range, decide_scale, measure_brightness, misfit_of, to_uint8
 from ..fields.read import MAX_PIXELS, Field, FieldSource, Reading, read_field
 from ..files import fingerprint
@@ -50,6 +50,8 @@ class ExtractSettings:
         Which numbers become 0 and 255 in crops, of whatever kind they are; wins over the other two.
     max_pixels : int
         Fields with more are refused.
+    diameter : float
+        Typical diameter of nuclei in pixels of the fields, from 3; 0 finds it in each field.
 
     Raises
     ------
@@ -66,8 +68,10 @@ class ExtractSettings:
     real_range: tuple[float, float] | None = None
     intensity_range: tuple[float, float] | None = None
     max_pixels: int = MAX_PIXELS
+    diameter: float = 0.0
 
     def __post_init__(self):
+        check_diameter(self.diameter)
         if not 8 <= self.crop_size <= 4096:
             raise ValueError(f"expected a crop size from 8 to 4096 pixels, got {self.crop_size}: choose one in between")
         for name in ("real_range", "intensity_range"):
@@ -126,7 +130,9 @@ def cut_field(field: Field, settings: ExtractSettings | None = None, labels: str
         Its cells; none is no error.
     """
     settings = settings or ExtractSettings()
-    segmented = segmenter_of(settings.method)(field.image, channels=field.channels, pixel_um=field.pixel_um, border=settings.border)
+    segmented = segmenter_of(settings.method)(
+        field.image, channels=field.channels, pixel_um=field.pixel_um, border=settings.border, diameter=settings.diameter
+    )
     # A field with nothing but nuclei yields nuclei: they stand where the cells would.
     cells = segmented.nuclei if segmented.cells is None else segmented.cells
     table = measure_cells(field.image, cells, nuclei=segmented.nuclei, channels=field.channels, field_id=field.field_id, labels=labels, pixel_um=field.pixel_um)  # fmt: skip

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONE_MEANING', 'FOR_ALL', 'OWN_MEANING', 'Plan', 'read_plan', 'read_params', 'read_steps', 'apply_overrides',
-           'parameter_targets', 'labels_beside', 'tell_fields', 'count_matches', 'check_truth']
+           'parameter_targets', 'labels_beside', 'tell_fields', 'count_matches', 'check_truth', 'check_tables']
 
 # %% ../../nbs/88_pipeline.plan.ipynb #2f7d7bab
 import ast
@@ -360,3 +360,32 @@ def check_truth(truth: str | Path, field_ids: Iterable[str]) -> None:
     names = (f"{field_id}_cells{suffix}" for field_id in sorted(scored) for suffix in (".png", ".tif"))
     if ids and not any(path_exists(join_path(truth, name)) for name in names):
         raise FileNotFoundError(f"expected label images such as {min(scored)}_cells.png in {truth}, got none: copy them beside cells.csv")
+
+# %% ../../nbs/88_pipeline.plan.ipynb #18bac77c
+def check_tables(cells: str = "", pairs: str = "") -> None:
+    """Refuse tables that cannot be read, before a notebook meets them.
+
+    Parameters
+    ----------
+    cells : str
+        Crop store, or table with a row per cell; empty for none.
+    pairs : str
+        Table of near-duplicate fields; empty for none.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        What reading them raises.
+    """
+    if pairs:
+        from hpacell.fields.duplicates import read_duplicates
+
+        read_duplicates(pairs)
+    if cells.lower().endswith((".csv", ".parquet")):
+        from hpacell.columns import read_any_table
+
+        read_any_table(cells)
+    elif cells:
+        from hpacell.feed.store import read_store
+
+        read_store(cells)

@@ -17,7 +17,7 @@ import filelock
 import numpy as np
 import pandas as pd
 
-from ..cells.segmentation import SegmentationSettings
+from ..cells.nuclei import SegmentationSettings, check_diameter
 from ..fields.find import check_has_nucleus, survey_fields
 from ..fields.inspect import summarise_notes
 from ..fields.read import MAX_PIXELS, FieldSource, Reading, read_field
@@ -33,7 +33,7 @@ from ..progress import progress
 
 # %% ../../nbs/94_pipeline.segment.ipynb #1db532b6
 def segment_source(
-    source: FieldSource, out: str, method: str = "auto", border: str = "keep", max_pixels: int = MAX_PIXELS
+    source: FieldSource, out: str, method: str = "auto", border: str = "keep", max_pixels: int = MAX_PIXELS, diameter: float = 0
 ) -> dict:
     """Segment one field and write its label images, as `hpacell.masks.writers.write_label_image` does.
 
@@ -49,12 +49,15 @@ def segment_source(
         What happens to cells at the border, see `hpacell.cells.segmentation.SegmentationSettings`.
     max_pixels : int
         A field with more is refused.
+    diameter : float
+        Typical diameter of nuclei in pixels, from 3; 0 finds it.
 
     Returns
     -------
     dict
-        `field_id, height, width, n_nuclei, n_cells, channels, pixel_um, notes`; n_cells is None where there are nuclei alone;
-        channels and notes are texts with ``|`` between.
+        `field_id, height, width, n_nuclei, n_cells, smallest_px, channels, pixel_um, notes`; n_cells is None where there are
+        nuclei alone; smallest_px is the diameter in pixels below which a nucleus was not looked for, None where the method
+        does not tell; channels and notes are texts with ``|`` between.
 
     Raises
     ------
@@ -62,14 +65,14 @@ def segment_source(
         The field cannot be read.
     """
     field = read_field(source, max_pixels=max_pixels)
-    found = segmenter_of(method)(field.image, channels=field.channels, pixel_um=field.pixel_um, border=border)
+    found = segmenter_of(method)(field.image, channels=field.channels, pixel_um=field.pixel_um, border=border, diameter=diameter)
     row = {"field_id": field.field_id, "height": field.image.shape[0], "width": field.image.shape[1]}
     about = {"channels": "|".join(field.channels), "pixel_um": field.pixel_um, "notes": "|".join(field.notes)}
     for kind, labels in (("nuclei", found.nuclei), ("cells", found.cells)):
         row[f"n_{kind}"] = None if labels is None else len(label_ids(labels))
         if labels is not None:
             write_label_image(out, f"{field.field_id}_{kind}", labels)
-    return row | about
+    return row | {"smallest_px": round(found.smallest_px, 1) or None} | about
 
 # %% ../../nbs/94_pipeline.segment.ipynb #201753e9
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def segment_fields(
     channels: Sequence[str] | None = None,
     workers: int = 0,
     reading: Reading | None = None,
+    diameter: float = 0,
 ) -> SegmentReport:
     """Write label images of all fields of a folder.
 
@@ -125,6 +129,8 @@ def segment_fields(
         Processes; 0 takes one for each core, or a single one for a network.
     reading : Reading, optional
         How files of several dimensions are read.
+    diameter : float
+        See `segment_source`.
 
     Returns
     -------
@@ -136,10 +142,11 @@ def segment_fields(
     FieldError
         No fields, or none that shows nuclei.
     ValueError
-        An unknown method or border rule, or a table of fields that would be written over.
+        An unknown method or border rule, a diameter below 3 pixels, or a table of fields that would be written over.
     """
     check_method(method)
     SegmentationSettings(border=border)  # refuses an unknown rule, before any field is read
+    check_diameter(diameter)
     sources = survey_fields(fields, pattern=pattern, channels=channels, reading=reading).tell()
     check_has_nucleus(sources)
     check_local(out, "label images").mkdir(parents=True, exist_ok=True)
@@ -147,7 +154,7 @@ def segment_fields(
         raise ValueError(f"expected a table of fields that is not one of the results, got {fields}: choose another folder for --out")
     try:
         with filelock.FileLock(Path(out) / LOCK_NAME, timeout=0):
-            rows, bad, n_made = _segment_all(sources, Path(out), method, border, workers)
+            rows, bad, n_made = _segment_all(sources, Path(out), method, border, workers, diameter)
     except filelock.Timeout:
         raise ValueError(f"expected to be the only one who writes {out}, got another process that does: wait until it has ended") from None
     found = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -158,18 +165,18 @@ def segment_fields(
 
 # %% ../../nbs/94_pipeline.segment.ipynb #940d5b41
 DONE_NAME, TABLE_NAME, LOCK_NAME = "done.jsonl", "segmentation.csv", ".lock"
-COLUMNS = ("field_id", "height", "width", "n_nuclei", "n_cells", "channels", "pixel_um", "notes")
+COLUMNS = ("field_id", "height", "width", "n_nuclei", "n_cells", "smallest_px", "channels", "pixel_um", "notes")
 
 # %% ../../nbs/94_pipeline.segment.ipynb #557ae33c
 def _segment_all(
-    sources: Sequence[FieldSource], out: Path, method: str, border: str, workers: int
+    sources: Sequence[FieldSource], out: Path, method: str, border: str, workers: int, diameter: float
 ) -> tuple[list[dict], list[tuple[str, str]], int]:
     """Rows of the fields, bad fields with reasons, and the number that were segmented now."""
-    keys = {source: _key(source, method, border) for source in sources}
+    keys = {source: _key(source, method, border, diameter) for source in sources}
     done = _finished(out)
     rows = {source: done[source.field_id]["row"] for source in sources if keys[source] and done.get(source.field_id, {}).get("key") == keys[source]}
     todo = [source for source in sources if source not in rows]
-    work = partial(segment_source, out=str(out), method=method, border=border)
+    work = partial(segment_source, out=str(out), method=method, border=border, diameter=diameter)
     bad = []
     with open(out / DONE_NAME, "a") as file:
         # Its label images are about to be written over: from now on what they were does not count.
@@ -185,12 +192,13 @@ def _segment_all(
     return [rows[source] for source in sources if source in rows], bad, len(todo) - len(bad)
 
 # %% ../../nbs/94_pipeline.segment.ipynb #2d38e4cf
-def _key(source: FieldSource, method: str, border: str) -> str:
+def _key(source: FieldSource, method: str, border: str, diameter: float = 0) -> str:
     """What a field's label images depend on; empty for files that may change unseen."""
     signature = source_signature(source)
     made_by = method_signature(method, source.channels)
     reading = [source.reading.axes, source.reading.scene, source.reading.z]
-    return fingerprint([source.field_id, list(source.channels), signature, made_by, border, reading, code_version()]) if signature else ""
+    made = [signature, made_by, border, diameter, reading, code_version()]
+    return fingerprint([source.field_id, list(source.channels), *made]) if signature else ""
 
 # %% ../../nbs/94_pipeline.segment.ipynb #dac23571
 def _finished(out: Path) -> dict[str, dict]:
