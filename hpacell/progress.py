@@ -50,7 +50,7 @@ def progress(items: Iterable[Any] | None = None, total: int | None = None, descr
     """
     shared = {"total": total, "desc": description, "unit": unit, "dynamic_ncols": True}
     target = os.environ.get(PROGRESS_VARIABLE)
-    if target is None:
+    if not target:  # an empty variable is one that is not set
         from tqdm.auto import tqdm
 
         return tqdm(items, **shared)

@@ -15,9 +15,9 @@ import tifffile
 from PIL import Image
 
 from hpacell.arguments import make_parser
-from hpacell.cli import _reading
 from hpacell.feed.store import read_store
 from hpacell.fields.read import Field
+from hpacell.options import reading_of
 from hpacell.pipeline.extract import extract_fields
 from hpacell.pipeline.field import ExtractSettings, cut_field
 from hpacell.vocabulary import CHANNELS
@@ -250,7 +250,7 @@ def write_packed(path, plane):
 def options_of(text: str, folder: Path) -> dict:
     """What the command line makes of options."""
     parsed = make_parser().parse_args(["extract", str(folder), "--out", "x", *shlex.split(text)])
-    return {"pattern": parsed.pattern, "channels": parsed.channels, **_reading(parsed)}
+    return {"pattern": parsed.pattern, "channels": parsed.channels, **reading_of(parsed)}
 
 
 SETTINGS = ExtractSettings(method="classical", crop_size=64)

@@ -184,3 +184,23 @@ def test_a_map_belongs_to_its_cell_and_location(fields, model, tmp_path):
     assert heats.shape == (3, *store.shape[:2]) and heats.min() >= 0 and heats.max() <= 1
     for heat, row, location in zip(heats, chosen["row"], chosen["location"], strict=True):
         np.testing.assert_array_equal(heat, activation_maps(report.classifier.model, store.crops([row])[0])[..., locations.index(location)])
+
+
+@pytest.mark.parametrize(
+    ("name", "gain", "dtype"), [("12 bits", 16, np.uint16), ("16 bits", 256, np.uint16), ("real", 1, np.float32), ("shares", 1 / 255, np.float32), ("signed", 16, np.int16)]
+)
+def test_the_same_field_stored_in_another_way_has_the_same_answers(fields, model, tmp_path, name, gain, dtype):
+    import tifffile
+
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    for path in sorted(stacks(fields, tmp_path / "eight").iterdir()):
+        image = (tifffile.imread(path).astype(np.float64) * gain).astype(dtype)
+        tifffile.imwrite(folder / path.name, image, photometric="minisblack", metadata={"axes": "CYX"})
+    plain, other = (predict_fields(place, model, tmp_path / f"out_{place.name}", overlays=0, workers=1) for place in (fields, folder))
+    names = [column for column in plain.cells if column.startswith("p_")]
+    assert len(plain.cells) == len(other.cells) > 10 and np.ptp(plain.cells[names].to_numpy(), axis=0).max() > 0.01
+    np.testing.assert_allclose(other.cells[names], plain.cells[names], atol=1e-3)
+    for channel in CHANNELS:
+        np.testing.assert_allclose(other.cells[f"{channel}_intensity_mean"] / gain, plain.cells[f"{channel}_intensity_mean"], rtol=1e-4)
+    np.testing.assert_array_equal(other.cells["cell_area"], plain.cells["cell_area"])
