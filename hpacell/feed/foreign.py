@@ -18,7 +18,7 @@ import pyarrow as pa
 from ..cells.crops import crop_cells
 from ..cells.windows import cut_windows, outside_of, read_boxes, window_sides
 from .choice import check_whole, label_locations
-from .crop_sources import COLOUR_CHANNELS, CropArray, CropImages, find_crop_array, open_crop_array, report_misfits, sample_crops
+from .crop_sources import COLOUR_CHANNELS, CropArray, CropImages, find_crop_array, open_crop_array, report_crops, sample_crops
 from .parts import to_rows
 from .rows import describe_array, describe_crops
 from .store import ORIGIN_NAME, CropStore, check_target, read_manifest
@@ -188,7 +188,7 @@ def import_crops(
     with StoreWriter(out, (size, size, len(source.channels)), source.channels, about, verify=True) as writer:
         for _, rows in progress(fields, fields.ngroups, "import"):
             _put_field(writer, source, rows, size)
-        report_misfits(source)
+        report_crops(source)
         return writer.finish()
 
 # %% ../../nbs/57_feed.foreign.ipynb #ce5f6236
@@ -303,5 +303,5 @@ def import_boxes(
         _put_bad(writer, bad, bad["problem"], path)
         for field_id, rows in progress(good.groupby("field_id"), good["field_id"].nunique(), "import"):
             _put_image(writer, found, numbers.get(field_id), rows, cut, path)
-        report_misfits(found)
+        report_crops(found)
         return writer.finish()
