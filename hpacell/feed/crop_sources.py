@@ -48,6 +48,8 @@ class CropImages:
         Of each crop that was read how it does not fit the scale, see `hpacell.fields.depth.misfit_of`.
     assumed : list of (str, tuple of str)
         Name of each crop that was read, and what was left out of its files and assumed.
+    assumes_stains : bool
+        Whether colours stand for stains; not where they keep their own names.
     """
 
     sources: list[FieldSource]
@@ -57,6 +59,7 @@ class CropImages:
     notes: tuple[str, ...] = ()
     misfits: list[dict] = field(default_factory=list)
     assumed: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    assumes_stains: bool = True
 
     @property
     def names(self) -> list[str]:
@@ -82,7 +85,8 @@ class CropImages:
         """A crop by the scale of all; how it does not fit is kept."""
         small = to_uint8(crop.image, self.scale, crop.numbers)
         self.misfits.append(misfit_of(crop, small, self.scale))
-        self.assumed.append((crop.field_id, crop.notes))
+        notes = crop.notes if self.assumes_stains else [note for note in crop.notes if not note.startswith("red, green and blue taken")]
+        self.assumed.append((crop.field_id, tuple(notes)))
         return small
 
 # %% ../../nbs/56_feed.crop_sources.ipynb #ac3123d7

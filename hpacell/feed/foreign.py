@@ -199,7 +199,9 @@ def _find_boxed(images: str, pattern: str | None, channels: Sequence[str] | None
     if not sources:
         raise FieldError(f"{images}: expected the images that the boxes name, such as {min(wanted, default='none')}, got none of them: give their folder")
     found = CropImages(sources, *sample_crops(sources, scale))
-    return found, ("red", "green", "blue") if not channels and found.channels == COLOUR_CHANNELS else found.channels
+    if channels or found.channels != COLOUR_CHANNELS:
+        return found, found.channels
+    return replace(found, assumes_stains=False), ("red", "green", "blue")
 
 # %% ../../nbs/57_feed.foreign.ipynb #6894d071
 _BOX = ["row0", "col0", "row1", "col1"]
