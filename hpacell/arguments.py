@@ -11,6 +11,7 @@ import argparse
 from hpacell.options import (  # noqa: F401
     BORDERS,
     METHODS,
+    add_diameter,
     add_fields,
     add_method,
     add_reading,
@@ -256,6 +257,7 @@ def _add_predict(commands) -> None:
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder for cells.parquet, submission.csv, overlays/ and maps/")
     parser.add_argument("--overlays", metavar="N", type=int, default=-1, help="the most pictures to draw; -1 for all (default: -1)")
     parser.add_argument("--maps", metavar="N", type=int, default=0, help="of the N surest cells of each location a picture of where in the cell it is seen (default: 0)")
+    add_diameter(parser)
     add_scale(parser)
     add_workers(parser)
 

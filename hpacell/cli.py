@@ -244,7 +244,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     report = predict_fields(
         arguments.fields, arguments.model, arguments.out, pattern=arguments.pattern, channels=arguments.channels,
-        workers=workers_of(arguments), overlays=arguments.overlays, maps=arguments.maps, **reading_of(arguments), **scale_of(arguments),
+        workers=workers_of(arguments), overlays=arguments.overlays, maps=arguments.maps, diameter=arguments.diameter, **reading_of(arguments), **scale_of(arguments),
     )  # fmt: skip
     print(report)
     return _report_quarantine(report.quarantine, f"{report.folder}/quarantine.csv")

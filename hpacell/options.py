@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'BORDERS', 'one_of', 'method_name', 'whole_number', 'json_object', 'number_between', 'channel_list',
-           'add_fields', 'number_range', 'add_reading', 'add_scale', 'add_workers', 'add_method', 'add_runs_folder',
-           'workers_of', 'reading_of', 'scale_of', 'runs_folder_of']
+           'add_fields', 'number_range', 'add_reading', 'add_scale', 'add_workers', 'add_method', 'add_diameter',
+           'add_runs_folder', 'workers_of', 'reading_of', 'scale_of', 'runs_folder_of']
 
 # %% ../nbs/97_options.ipynb #014365c3
 import argparse
@@ -255,6 +255,17 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         "--border", default="keep", **one_of("border rule", BORDERS),
         help="cells cut off by the edge of the field: keep them, or drop those whose nucleus (nuclei) or any part (cells) touches it (default: keep)",
     )  # fmt: skip
+    add_diameter(parser)
+
+# %% ../nbs/97_options.ipynb #f5860a06
+def add_diameter(parser: argparse.ArgumentParser) -> None:
+    """Add --diameter.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of one command; it gets the option.
+    """
     parser.add_argument(
         "--diameter", type=float, default=0.0, metavar="PIXELS",
         help="typical diameter of nuclei in pixels, from 3, where it is not found well (default: found in each field)",

@@ -297,3 +297,11 @@ def test_inspect_agrees_with_what_is_read(folder):
 
 def test_decoded_pixels_are_given_without_alpha():
     assert Decoded(np.zeros((2, 2, 4), np.uint8), "colour", alpha=True).opaque.shape == (2, 2, 3)
+
+
+def test_a_field_without_nuclei_says_what_was_looked_for(tmp_path):
+    place = tmp_path / "fields"
+    place.mkdir()
+    cv2.imwrite(str(place / "empty.png"), np.full((96, 96), 7, np.uint8))
+    report = extract_fields(place, tmp_path / "store", settings=ExtractSettings(method="classical", crop_size=32), workers=1)
+    assert len(report.store) == 0 and any(re.search(r"no nuclei of \d.* pixels or more across in 1 field: empty; .*--diameter", note) for note in report.notes)

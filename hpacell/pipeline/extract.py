@@ -35,7 +35,7 @@ from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key
 from .segmenters import processes_for
 from .signatures import KnownContents, file_times
-from .store_notes import misfit_notes, reading_notes
+from .store_notes import empty_notes, misfit_notes, reading_notes
 from ..progress import progress
 from ..settings import read_settings
 from ..vocabulary import CHANNELS, check_known, count_of
@@ -159,7 +159,7 @@ def extract_fields(
     except DamagedPartError as error:
         notes = (*notes, f"mended: {error}")
         finished, n_made = _build(job, verify=True)
-    notes = (*notes, *reading_notes(finished), *misfit_notes(finished))
+    notes = (*notes, *reading_notes(finished), *misfit_notes(finished), *empty_notes(finished))
     return ExtractReport(finished, len(sources), n_made, finished.quarantine, catalog.missing_labels, catalog.missing_files, notes)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #50f50ab5

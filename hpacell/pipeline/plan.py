@@ -156,7 +156,7 @@ def _steps_of(workflows: object, params: str | Path) -> dict[str, dict]:
     return {name: dict(values or {}) for name, values in workflows.items()}
 
 # %% ../../nbs/88_pipeline.plan.ipynb #70593548
-ONE_MEANING = ("fields", "labels", "pattern", "channels", "axes", "scene", "z", "bits", "intensity_range", "store", "cache", "maps", "out")  # the same thing in all workflows that have it
+ONE_MEANING = ("fields", "labels", "pattern", "channels", "axes", "scene", "z", "bits", "intensity_range", "diameter", "store", "cache", "maps", "out")  # the same thing in all workflows that have it
 FOR_ALL = ("seed", "workers")  # meant for all, whatever the params file says
 # Each workflow's own: where a run has several of these workflows, such a key needs the workflow before it.
 OWN_MEANING = (

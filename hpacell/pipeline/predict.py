@@ -298,6 +298,7 @@ def predict_fields(
     maps: int = 0,
     reading: Reading | None = None,
     intensity_scale: IntensityScale | None = None,
+    diameter: float = 0,
 ) -> PredictReport:
     """Locations of every cell of a folder of fields.
 
@@ -329,6 +330,8 @@ def predict_fields(
     intensity_scale : IntensityScale, optional
         Which intensities become 0 and 255 in crops; by default as in the store that the model was trained on, and what
         that leaves open is decided for all fields together.
+    diameter : float
+        Typical diameter of nuclei in pixels, from 3; 0 as in the store that the model was trained on.
 
     Returns
     -------
@@ -348,6 +351,7 @@ def predict_fields(
     if intensity_scale:
         given = {name: value for name, value in vars(intensity_scale).items() if value}
         settings = replace(settings, **given)
+    settings = replace(settings, diameter=diameter or settings.diameter)
     sources, channels = find_channels(classifier, fields, pattern, channels, reading)
     extracted = extract_fields(fields, out / "store", settings=settings, pattern=pattern, channels=channels, workers=workers, reading=reading)
     cells = predict_store(classifier, extracted.store)
