@@ -17,7 +17,8 @@ import numpy as np
 from ..fields.decode import decode_image
 from ..fields.depth import IntensityScale, decide_scale, measure_brightness, misfit_of, to_uint8
 from ..fields.find import IMAGE_SUFFIXES
-from ..fields.image import refusal
+from ..fields.image import Numbers, kind_of_numbers, refusal, to_numbers
+from ..fields.inspect import summarise_notes
 from ..fields.read import Field, FieldError, FieldSource, read_field
 from ..files import is_remote, list_files, read_bytes
 from ..vocabulary import CHANNELS, HPA_COLOURS, count_of
@@ -45,6 +46,8 @@ class CropImages:
         What was decided of the scale.
     misfits : list of dict
         Of each crop that was read how it does not fit the scale, see `hpacell.fields.depth.misfit_of`.
+    told : dict
+        Of each crop that was read, by its number, what was left out of its file and what was assumed.
     """
 
     sources: list[FieldSource]
@@ -53,6 +56,7 @@ class CropImages:
     scale: IntensityScale = IntensityScale()
     notes: tuple[str, ...] = ()
     misfits: list[dict] = field(default_factory=list)
+    told: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -63,21 +67,23 @@ class CropImages:
         """One crop (h, w, C), uint8, with the agreed channels; raises `FieldError` if it does not have them."""
         source = self.sources[number]
         crop = read_field(source)
-        small = self._in_8_bits(crop)
+        if not set(self.channels) <= set(crop.channels):
+            if source.channels or len(crop.channels) == len(self.channels):
+                expected, got = (", ".join(names) for names in (self.channels, crop.channels))
+                raise refusal(source.paths[0], f"the channels {expected} as in other crops", got, "import these crops by themselves")
+            crop = read_field(replace(source, channels=self.channels))
+        small = _in_8_bits(crop, self, number)
         if crop.channels == self.channels:
             return small
-        if set(self.channels) <= set(crop.channels):
-            return np.stack([small[..., crop.channels.index(name)] for name in self.channels], axis=2)
-        if source.channels or len(crop.channels) == len(self.channels):
-            expected, got = (", ".join(names) for names in (self.channels, crop.channels))
-            raise refusal(source.paths[0], f"the channels {expected} as in other crops", got, "import these crops by themselves")
-        return self._in_8_bits(read_field(replace(source, channels=self.channels)))
+        return np.stack([small[..., crop.channels.index(name)] for name in self.channels], axis=2)
 
-    def _in_8_bits(self, crop: Field) -> np.ndarray:
-        """A crop by the scale of all; how it does not fit is kept."""
-        small = to_uint8(crop.image, self.scale, crop.numbers)
-        self.misfits.append(misfit_of(crop, small, self.scale))
-        return small
+
+def _in_8_bits(crop: Field, source: "CropImages | CropArray", number: int) -> np.ndarray:
+    """A crop by the scale of all; how it does not fit is kept, and what is to be told of it."""
+    small = to_uint8(crop.image, source.scale, crop.numbers)
+    source.misfits.append(misfit_of(crop, small, source.scale))
+    source.told[number] = crop.notes
+    return small
 
 # %% ../../nbs/56_feed.crop_sources.ipynb #ac3123d7
 def sample_crops(sources: Sequence[FieldSource], given: IntensityScale) -> tuple[tuple[str, ...], int, IntensityScale, tuple[str, ...]]:
@@ -141,24 +147,42 @@ class CropArray:
     ----------
     path : str
         The file.
-    crops : ndarray, (N, h, w, C), uint8
-        All of them.
+    crops : ndarray, (N, h, w, C)
+        All of them, in numbers of any type.
     channels : tuple of str
         Names of the channels.
+    scale, notes, misfits, told
+        See `CropImages`.
+    assumed : tuple of str
+        What the channels were taken for.
     """
 
     path: str
     crops: np.ndarray
     channels: tuple[str, ...]
+    scale: IntensityScale = IntensityScale()
+    notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    misfits: list[dict] = field(default_factory=list)
+    told: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def side(self) -> int:
         """The longer side of the crops, pixels."""
         return max(self.crops.shape[1:3])
 
+    def field(self, number: int) -> Field:
+        """One crop in its own numbers; raises `FieldError` if none of them is finite."""
+        pixels, changed = to_numbers(self.crops[number], f"{self.path}, crop {number}")
+        kinds = (Numbers(kind_of_numbers(self.crops.dtype)),) * len(self.channels)
+        return Field(str(number), pixels, self.channels, numbers=kinds, notes=(*self.assumed, *changed))
+
     def read(self, number: int) -> np.ndarray:
-        """One crop (h, w, C)."""
-        return self.crops[number]
+        """One crop (h, w, C), uint8."""
+        if self.crops.dtype == np.uint8 and not self.scale.intensity_range:
+            self.told[number] = self.assumed
+            return self.crops[number]
+        return _in_8_bits(self.field(number), self, number)
 
 # %% ../../nbs/56_feed.crop_sources.ipynb #781dea44
 def find_crop_array(folder: str, pattern: str | None) -> str | None:
@@ -194,7 +218,7 @@ def find_crop_array(folder: str, pattern: str | None) -> str | None:
     return arrays[0]
 
 # %% ../../nbs/56_feed.crop_sources.ipynb #60befc54
-def open_crop_array(path: str, channels: Sequence[str] | None) -> CropArray:
+def open_crop_array(path: str, channels: Sequence[str] | None, scale: IntensityScale = IntensityScale()) -> CropArray:  # noqa: B008
     """Map an array and name its channels.
 
     Parameters
@@ -203,6 +227,8 @@ def open_crop_array(path: str, channels: Sequence[str] | None) -> CropArray:
         A ``.npy`` file on a local disk.
     channels : sequence of str or None
         Names of all channels, in their order.
+    scale : IntensityScale
+        What is decided of the scale already.
 
     Returns
     -------
@@ -223,28 +249,50 @@ def open_crop_array(path: str, channels: Sequence[str] | None) -> CropArray:
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: expected an array of crops, got {error}: save it again with numpy.save") from None
     crops = crops[..., None] if crops.ndim == 3 else crops
-    if crops.ndim != 4 or crops.dtype != np.uint8 or 0 in crops.shape:
-        raise ValueError(f"{path}: expected an array (N, h, w, C) uint8, got {crops.shape} {crops.dtype}: scale or reorder it")
+    if crops.ndim != 4 or crops.dtype.kind not in "buif" or 0 in crops.shape:
+        raise ValueError(f"{path}: expected an array (N, h, w, C) of whole or real numbers, got {crops.shape} {crops.dtype}: save the crops so")
     depth = crops.shape[3]
     if depth > min(crops.shape[1:3]) and not channels:
         raise ValueError(f"{path}: expected channels last, (N, h, w, C), got {crops.shape}: move them with numpy.moveaxis, or name all {depth} channels")
     known = {1: ("nucleus",), 3: COLOUR_CHANNELS, len(CHANNELS): CHANNELS}.get(depth, tuple(f"channel_{i}" for i in range(depth)))
+    assumed = () if channels else (f"{count_of(depth, 'channel')} without names taken for {', '.join(known)} (--channels names them)",)
     channels = tuple(channels.split(",") if isinstance(channels, str) else channels or known)
     if len(set(channels)) != depth:
         raise ValueError(f"{path}: expected a name for each of {depth} channels, got {', '.join(channels)}: name all, in their order")
-    return CropArray(path, crops, channels)
+    return _with_scale(CropArray(path, crops, channels, scale, assumed=assumed))
+
+
+def _with_scale(array: CropArray) -> CropArray:
+    """An array with the scale that a sample of its crops decides where nobody has."""
+    if array.crops.dtype == np.uint8 or array.scale.intensity_range:
+        return array
+    bright, error = [], None
+    for number in np.unique(np.linspace(0, len(array.crops) - 1, min(_SAMPLE, len(array.crops))).astype(int)):
+        try:
+            bright.append(measure_brightness(array.field(int(number))))
+        except FieldError as wrong:
+            error = wrong
+    if not bright:
+        raise FieldError(f"expected at least one readable crop, got none, e.g. {error}")
+    scale, notes = decide_scale(bright, array.scale)
+    return replace(array, scale=scale, notes=notes)
 
 # %% ../../nbs/56_feed.crop_sources.ipynb #4dae5a13
-def report_misfits(source: CropImages | CropArray) -> None:
-    """Print how many crops do not fit the scale of all.
+def report_misfits(source: CropImages | CropArray, what: str = "crop") -> None:
+    """Print how many crops do not fit the scale of all, and what was left out and assumed when they were read.
 
     Parameters
     ----------
     source : CropImages or CropArray
         The crops, after they were read.
+    what : str
+        What to call one of them.
     """
-    for key, what in (("saturated", "with pixels brighter than the range, which are cut off: to keep them, give a greater --bits or --range"),
+    for key, said in (("saturated", "with pixels brighter than the range, which are cut off: to keep them, give a greater --bits or --range"),
                       ("used", "that use less than 1/32 of the range: to see more of them, give a smaller --bits or --range")):  # fmt: skip
-        n = 0 if isinstance(source, CropArray) else sum(key in misfit for misfit in source.misfits)
+        n = sum(key in misfit for misfit in source.misfits)
         if n:
-            print(f"{count_of(n, 'crop')} {what}", file=sys.stderr)
+            print(f"{count_of(n, what)} {said}", file=sys.stderr)
+    names = source.names if isinstance(source, CropImages) else range(len(source.crops))
+    for sentence in summarise_notes(((str(names[number]), notes) for number, notes in source.told.items()), what):
+        print(sentence, file=sys.stderr)

@@ -19,13 +19,15 @@ from ..progress import progress
 from ..vocabulary import count_of
 
 # %% ../../nbs/14_fields.inspect.ipynb #216342cd
-def summarise_notes(notes: Iterable[tuple[str, Sequence[str]]]) -> tuple[str, ...]:
+def summarise_notes(notes: Iterable[tuple[str, Sequence[str]]], what: str = "field") -> tuple[str, ...]:
     """Summarise the notes of many fields, one sentence for each note.
 
     Parameters
     ----------
     notes : iterable of (str, sequence of str)
         Name of each field, and its notes.
+    what : str
+        What to call a field.
 
     Returns
     -------
@@ -37,7 +39,7 @@ def summarise_notes(notes: Iterable[tuple[str, Sequence[str]]]) -> tuple[str, ..
         for text in texts:
             fields.setdefault(text, []).append(field_id)
     ordered = sorted(fields.items(), key=lambda item: (-len(item[1]), item[0]))
-    return tuple(f"{text}: {count_of(len(ids), 'field')}, e.g. {ids[0]}" for text, ids in ordered)
+    return tuple(f"{text}: {count_of(len(ids), what)}, e.g. {ids[0]}" for text, ids in ordered)
 
 # %% ../../nbs/14_fields.inspect.ipynb #adfe05fe
 INSPECTED = ("field_id", "shape", "dtype", "axes", "channels", "reasons", "pixel_um", "range", "depth", "notes", "paths", "error")
