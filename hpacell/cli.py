@@ -9,6 +9,7 @@ __all__ = ['COMMANDS', 'RESUMABLE', 'main']
 import argparse
 import errno
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -355,6 +356,11 @@ def _sentence(error: Exception) -> str:
     return f"unexpected {type(error).__name__}: {error}; set HPACELL_DEBUG=1 to see where"
 
 # %% ../nbs/99_cli.ipynb #c4462850
+def _local_paths(words: Sequence[str]) -> list[str]:
+    """Words of a command with the addresses of this computer's files as plain paths."""
+    return [re.sub(r"^(\w+=)?file://(localhost)?(?=/)", r"\1", word) for word in words]
+
+# %% ../nbs/99_cli.ipynb #31c03c96
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the command `hpacell`.
 
@@ -371,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        parsed = make_parser().parse_args(arguments)
+        parsed = make_parser().parse_args(_local_paths(sys.argv[1:] if arguments is None else arguments))
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
     try:

@@ -9,8 +9,10 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from hpacell import cli
 from hpacell.arguments import BORDERS, COMPRESSIONS, EXPORTS, METHODS, make_parser
@@ -389,3 +391,13 @@ def test_the_words_for_weak_are_those_of_the_recipes():
     from hpacell.models import recipe
 
     assert WEAK == recipe.WEAK
+
+
+def test_addresses_of_local_files_are_paths(tmp_path, capsys):
+    (tmp_path / "fields").mkdir()
+    Image.fromarray(np.full((40, 40), 9, np.uint8)).save(tmp_path / "fields" / "a.png")
+    address = tmp_path.as_uri()
+    assert main(["extract", f"{address}/fields", "--out", f"{address}/store", "--method", "classical", "--workers", "1"]) == 0
+    assert f"in {tmp_path}/store" in capsys.readouterr().out
+    assert main(["verify", f"{address}/store", "--repair"]) == 0
+    assert main(["segment", f"{address}/fields", "--out", f"{address}/masks", "--method", "classical", "--workers", "1"]) == 0

@@ -271,3 +271,23 @@ def test_mixed_kinds_are_scaled_each_by_its_own():
     field = Field("a", image, ("a", "b", "c"), numbers=numbers)
     assert {one.kind for one in measure_brightness(field)} == {"unsigned", "real"}
     assert misfit_of(field, small, IntensityScale(12, (0, 512))) == {}
+
+
+def test_real_numbers_added_to_a_store_of_whole_ones(tmp_path):
+    folder = write(tmp_path / "fields", [CAMERA])
+    before = extract(folder, tmp_path / "store").store
+    kept = before.crops(np.arange(len(before)))
+    tifffile.imwrite(folder / "g0.tif", CAMERA.astype(np.float32))
+    report = extract(folder, tmp_path / "store")
+    parameters = parameters_of(report.store)
+    assert (parameters["bits"], parameters["real_range"]) == (12, [0.0, 4096.0])
+    of = report.store.index["field_id"] == "f0"
+    assert np.array_equal(report.store.crops(np.flatnonzero(of)), kept) and len(set(brightest(report.store))) == 1
+    assert not any("brighter than the range" in note for note in report.notes)
+    again = extract(folder, tmp_path / "store")
+    assert again.n_made == 0
+
+
+def test_shares_of_pixels_are_written_as_people_read_them(tmp_path):
+    report = extract(write(tmp_path / "fields", [CAMERA.astype(np.float32) + 10]), tmp_path / "store", intensity_range=(0, 1))
+    assert any("at most 100 % of a channel of f0" in note for note in report.notes)

@@ -20,6 +20,7 @@ from hpacell.feed.store import manifest_checksum, read_store
 from hpacell.fields.catalog import catalog_fields
 from hpacell.fields.depth import IntensityScale
 from hpacell.fields.find import find_fields
+from hpacell.fields.image import Reading
 from hpacell.fields.read import FieldError, read_field
 from hpacell.files import write_json
 from hpacell.vocabulary import HPA_COLOURS
@@ -565,3 +566,57 @@ def test_training_learns_classes_that_the_atlas_does_not_know(tmp_path, folder, 
     evaluation = evaluate_classifier(trained, store)
     summary = evaluation.summaries["cells_labelled"]
     assert summary["macro_average_precision"] > summary["macro_chance"] + 0.3 and evaluation.n_cells == 2 * evaluation.n_fields == 20
+
+
+# ---- arrays of every kind of numbers, and what was assumed
+
+
+def test_an_array_gives_the_crops_of_the_same_pictures(tmp_path, folder, rng, capsys):
+    crops = rng.integers(0, 3000, (6, 12, 12)).astype(np.uint16)
+    for i, crop in enumerate(crops):
+        Image.fromarray(crop).save(folder / f"x{i}.png")
+    pictures = import_crops(folder, tmp_path / "pictures", channels=["nucleus"])
+    for dtype in (np.uint16, np.int32, np.uint32, np.float32, np.float64, np.int64):
+        np.save(tmp_path / "array.npy", crops.astype(dtype))
+        store = import_crops(tmp_path / "array.npy", tmp_path / f"of_{np.dtype(dtype)}", channels=["nucleus"])
+        assert np.array_equal(store.crops(range(6)), pictures.crops(range(6))), dtype
+    capsys.readouterr()
+    store = import_crops(tmp_path / "array.npy", tmp_path / "given", intensity_scale=IntensityScale(intensity_range=(0, 1000)))
+    assert store.manifest["parameters"]["intensity_range"] == [0, 1000]
+    told = capsys.readouterr().err
+    assert "6 crops with pixels brighter than the range" in told and "1 channel without names taken for nucleus (--channels names them): 6 crops" in told
+    assert store.fields["notes"].str.contains("taken for nucleus").all()
+
+
+def test_crops_without_a_number_in_an_array(tmp_path, rng):
+    crops = rng.random((4, 8, 8))
+    crops[1], crops[2, 0, 0] = np.nan, np.nan
+    np.save(tmp_path / "array.npy", crops)
+    store = import_crops(tmp_path / "array.npy", tmp_path / "store", channels=["nucleus"])
+    assert len(store) == 3 and store.quarantine["reason"].str.contains("expected numbers, got only values that are not numbers").all()
+    assert store.fields["notes"].str.contains("1 values that are no finite numbers").sum() == 1
+
+
+@pytest.mark.parametrize("reading", [Reading(z="mid"), Reading(scene=1), Reading("CYX")])
+def test_options_of_files_do_not_fit_an_array(tmp_path, rng, reading):
+    np.save(tmp_path / "array.npy", rng.integers(0, 256, (4, 8, 8), np.uint8))
+    with pytest.raises(ValueError, match="expected pictures for --axes, --scene and --z, got an array"):
+        import_crops(tmp_path / "array.npy", tmp_path / "store", reading=reading)
+
+
+def test_what_an_import_assumes_is_told_once_and_recorded(tmp_path, folder, rng, capsys):
+    for i in range(3):
+        tifffile.imwrite(folder / f"x{i}.tif", rng.integers(0, 256, (2, 12, 12), np.uint8), imagej=True, metadata={"axes": "ZYX"})
+    store = import_crops(folder, tmp_path / "store")
+    told = capsys.readouterr().err
+    assert told.count("brightest of 2 focus slices") == 1 and "3 crops, e.g. x0" in told and "taken for nucleus" in told
+    assert store.fields["notes"].str.contains("brightest of 2 focus slices").all()
+    store = import_crops(folder, tmp_path / "store", reading=Reading(z="1"), channels=["nucleus"])
+    assert store.fields["notes"].tolist() == ["slice 1 of 2"] * 3
+
+
+def test_images_with_boxes_say_what_was_assumed(tmp_path, folder, capsys, rng):
+    tifffile.imwrite(folder / "a.tif", rng.integers(0, 256, (2, 40, 40), np.uint8), imagej=True, metadata={"axes": "ZYX"})
+    (folder / "boxes.csv").write_text("image,xmin,ymin,xmax,ymax,label\na,2,2,20,20,x\n")
+    store = import_boxes(folder, folder / "boxes.csv", tmp_path / "store")
+    assert "brightest of 2 focus slices" in capsys.readouterr().err and "brightest of 2" in store.fields["notes"][0]

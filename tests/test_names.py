@@ -367,3 +367,13 @@ def test_twelve_thousand_names_are_read_in_time():
     names = [f"{i}_{colour}{mask}.png" for i in range(1500) for colour in COLOURS for mask in ("", "_mask")]
     read = read_names(names)
     assert len(read.files) == len(read.left_out) == 6000
+
+
+def test_yokogawa_numbers_the_acquisition_of_each_channel(tmp_path):
+    names = [f"AssayPlate_#7_{well}_T0001F00{f}L01A0{c}Z01C0{c}.tif" for well in ("A01", "A02") for f in (1, 2) for c in (1, 2)]
+    fill(tmp_path / "plate", *names)
+    with pytest.raises(FieldError, match="4 fields whose names differ by C01, C02 alone.*--channels C01=nucleus,C02=protein"):
+        find_fields(tmp_path / "plate")
+    sources = find_fields(tmp_path / "plate", channels=["C01=nucleus", "C02=protein"])
+    assert [source.field_id for source in sources] == [f"AssayPlate_#7_{well}_T0001F00{f}L01Z01" for well in ("A01", "A02") for f in (1, 2)]
+    assert all(read_field(source).shape == (6, 7, 2) for source in sources)

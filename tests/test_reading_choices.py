@@ -305,3 +305,85 @@ def test_a_field_without_nuclei_says_what_was_looked_for(tmp_path):
     cv2.imwrite(str(place / "empty.png"), np.full((96, 96), 7, np.uint8))
     report = extract_fields(place, tmp_path / "store", settings=ExtractSettings(method="classical", crop_size=32), workers=1)
     assert len(report.store) == 0 and any(re.search(r"no nuclei of \d.* pixels or more across in 1 field: empty; .*--diameter", note) for note in report.notes)
+# ---- numbers that a file stores turned over or shifted, and options for files that have nothing to choose from
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+def test_white_as_zero_is_turned_over_before_slices_are_projected(dtype, slices):
+    stack = np.stack([np.round(GREY * share).astype(dtype) for share in (1, 0.3, 0.6)[:slices]])
+    content = tiff(np.iinfo(dtype).max - stack, photometric="miniswhite", metadata={"axes": "ZYX"})
+    decoded = decode_image(content, "a.tif")
+    assert np.array_equal(decoded.pixels[..., 0], GREY)
+    assert "stored with white as 0: the numbers were inverted" in decoded.notes
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_white_as_zero_is_refused_where_black_is_not_known(dtype):
+    with pytest.raises(FieldError, match="a.tif: expected black as 0, .*got white as 0 in .*invert the image"):
+        decode_image(tiff(GREY.astype(dtype), photometric="miniswhite"), "a.tif")
+
+
+def test_imagej_stores_numbers_with_a_sign_shifted():
+    signed = GREY.astype(np.int16) - 20
+    shifted = (signed.astype(np.int32) + 32768).astype(np.uint16)
+    content = io.BytesIO()
+    tifffile.imwrite(content, shifted, imagej=True, metadata={"cf": 0, "c0": -32768.0, "c1": 1.0, "vunit": "Gray Value"})
+    decoded, plain = decode_image(content.getvalue(), "a.tif"), decode_image(tiff(signed), "a.tif")
+    assert np.array_equal(decoded.pixels, plain.pixels) and decoded.numbers.kind == plain.numbers.kind == "real"
+    other = io.BytesIO()
+    tifffile.imwrite(other, shifted, imagej=True, metadata={"cf": 0, "c0": 0.0, "c1": 0.5, "vunit": "OD"})
+    other = decode_image(other.getvalue(), "a.tif")
+    assert np.array_equal(other.pixels[..., 0], shifted) and any("calibration of intensities" in note for note in other.notes)
+
+
+@pytest.mark.parametrize("z, expected", [("0", 0), ("mid", 1), ("2", 2)])
+def test_pages_without_a_meaning_are_slices_for_who_chooses_a_slice(z, expected):
+    stack = np.stack([GREY, OTHER, GREY // 2])
+    for content in (tiff(stack), tiff(stack, metadata=None)):
+        assert np.array_equal(decode_image(content, "a.tif", reading=Reading(z=z)).pixels, stack[expected][..., None])
+        if z == "mid":  # a name for each page
+            assert decode_image(content, "a.tif", reading=Reading(z=z), n_names=3).pixels.shape[2] == 3
+
+
+def test_slices_stay_slices_for_who_chooses_one(tmp_path):
+    stack = np.stack([GREY, OTHER, GREY // 2])
+    (tmp_path / "a.tif").write_bytes(tiff(stack, metadata={"axes": "ZYX"}))
+    source = find_fields(tmp_path, channels=["nucleus", "protein", "er"], reading=Reading(z="mid"))[0]
+    with pytest.raises(FieldError, match="expected 3 channels .*got 1"):
+        read_field(source)
+
+
+@pytest.mark.parametrize("content", [tiff(GREY), saved(GREY, "png"), saved(GREY, "bmp")])
+def test_a_slice_of_a_file_without_slices(content):
+    with pytest.raises(FieldError, match="expected a slice 3, got an image without focus slices: leave --z out"):
+        decode_image(content, "a", reading=Reading(z="3"))
+    for z in ("mid", "max", "0"):
+        assert np.array_equal(decode_image(content, "a", reading=Reading(z=z)).pixels[..., 0], GREY)
+
+
+def test_axes_of_pictures_that_are_no_tiff():
+    colour = saved(np.dstack([GREY, OTHER, GREY // 2]), "png")
+    assert decode_image(colour, "a.png", reading=Reading("YXC")).kind == "channels"
+    assert decode_image(colour, "a.png", reading=Reading("YXS")).kind == "colour"
+    for content, axes, remedy in ((saved(GREY, "png"), "CYX", "write YX, or"), (colour, "ZYX", "write YXS for colours or YXC for channels")):
+        with pytest.raises(FieldError, match=f"expected pixels with the axes {axes}, got .*{remedy}"):
+            decode_image(content, "a.png", reading=Reading(axes))
+
+
+@pytest.mark.parametrize("axes", ["TCYX", "TZYX"])
+def test_the_remedy_for_moments_works(axes):
+    content = tiff(np.stack([np.stack([GREY, OTHER])] * 2), ome=True, metadata={"axes": axes})
+    with pytest.raises(FieldError, match="2 moments in time: save each as a file of its own") as refused:
+        decode_image(content, "a.tif")
+    told = re.search(r"--axes (\w+)", str(refused.value))
+    assert (told is None) == (axes == "TCYX")
+    if told:
+        assert decode_image(content, "a.tif", reading=Reading(told[1])).pixels.shape[2] == 2
+
+
+def test_one_slice_with_values_that_are_no_numbers_leaves_the_others():
+    stack = np.stack([GREY, OTHER]).astype(np.float32)
+    stack[0, :10] = np.nan
+    decoded = decode_image(tiff(stack, metadata={"axes": "ZYX"}), "a.tif")
+    assert np.array_equal(decoded.pixels[:10, :, 0], OTHER[:10].astype(np.float32))

@@ -18,7 +18,7 @@ import pyarrow as pa
 from ..cells.crops import crop_cells
 from ..cells.windows import cut_windows, outside_of, read_boxes, window_sides
 from .choice import check_whole, label_locations
-from .crop_sources import COLOUR_CHANNELS, CropArray, CropImages, find_crop_array, open_crop_array, report_crops, sample_crops
+from .crop_sources import COLOUR_CHANNELS, CropArray, CropImages, find_crop_array, open_crop_array, report_misfits, sample_crops
 from .parts import to_rows
 from .rows import describe_array, describe_crops
 from .store import ORIGIN_NAME, CropStore, check_target, read_manifest
@@ -82,7 +82,8 @@ def _put_field(writer: StoreWriter, source: CropImages | CropArray, rows: pd.Dat
     fitted = np.concatenate([_fit_crop(crop, size, source.channels) for crop in crops])
     found = {label for text in cells["labels"] for label in text.split("|") if label}
     labels = [name for name in dict.fromkeys((*LOCATIONS, *LOCATIONS_2018)) if name in found]
-    field = {"field_id": str(cells["field_id"][0]), "labels": format_labels(labels), "height": None, "width": None, "pixel_um": None}
+    notes = "|".join(dict.fromkeys(note for number in good for note in source.told.get(number, ())))
+    field = {"field_id": str(cells["field_id"][0]), "labels": format_labels(labels), "height": None, "width": None, "pixel_um": None, "notes": notes}
     _put(writer, field, cells, fitted)
 
 # %% ../../nbs/57_feed.foreign.ipynb #eec640ee
@@ -113,8 +114,6 @@ def _former_scale(out: Path, given: IntensityScale | None) -> IntensityScale:
 
 def _tell_scale(source: CropImages | CropArray) -> dict:
     """The scale for the manifest; what was decided is printed."""
-    if isinstance(source, CropArray):
-        return {}
     for note in source.notes:
         print(note, file=sys.stderr)
     ranges = {"real_range": source.scale.real_range, "intensity_range": source.scale.intensity_range}
@@ -125,7 +124,9 @@ def _open_source(folder: str, labels: str | None, pattern: str | None, channels,
     """The crops, and a row for each."""
     path, beside = find_crop_array(folder, pattern), join_path(folder, "labels.csv")
     if path is not None:
-        array = open_crop_array(path, channels)
+        if reading not in (None, Reading()):
+            raise ValueError(f"{path}: expected pictures for --axes, --scene and --z, got an array of crops (N, h, w, C): leave them out")
+        array = open_crop_array(path, channels, scale)
         return array, describe_array(path, len(array.crops), labels)
     images = _find_images(folder, pattern, channels, reading, scale)
     return images, describe_crops(images.names, beside if labels is None and path_exists(beside) else labels)
@@ -141,7 +142,7 @@ def import_crops(
     ----------
     folder : path or str
         Folder of pictures or CSV of their paths, see `hpacell.fields.find.find_fields`; or an array `.npy`
-        (N, h, w, C) uint8, or a folder with one.
+        (N, h, w, C) of whole or real numbers, or a folder with one.
     out : path or str
         Local folder of the store. A store that an import made there before is replaced.
     labels : path, optional
@@ -188,7 +189,7 @@ def import_crops(
     with StoreWriter(out, (size, size, len(source.channels)), source.channels, about, verify=True) as writer:
         for _, rows in progress(fields, fields.ngroups, "import"):
             _put_field(writer, source, rows, size)
-        report_crops(source)
+        report_misfits(source)
         return writer.finish()
 
 # %% ../../nbs/57_feed.foreign.ipynb #ce5f6236
@@ -201,7 +202,7 @@ def _find_boxed(images: str, pattern: str | None, channels: Sequence[str] | None
     found = CropImages(sources, *sample_crops(sources, scale))
     if channels or found.channels != COLOUR_CHANNELS:
         return found, found.channels
-    return replace(found, assumes_stains=False), ("red", "green", "blue")
+    return replace(found, stains=False), ("red", "green", "blue")
 
 # %% ../../nbs/57_feed.foreign.ipynb #6894d071
 _BOX = ["row0", "col0", "row1", "col1"]
@@ -232,6 +233,7 @@ def _put_image(writer: StoreWriter, images: CropImages, number: int | None, boxe
     corners = cells[_BOX].to_numpy()
     crops = cut_windows(image, corners, cells["window"].to_numpy(), **cut)
     field = {"field_id": field_id, "labels": format_labels(label_locations(cells["labels"])), "height": image.shape[0], "width": image.shape[1], "pixel_um": None}
+    field["notes"] = "|".join(images.told.get(number, ()))
     _put(writer, field, cells.drop(columns="line"), crops)
 
 # %% ../../nbs/57_feed.foreign.ipynb #88ab1ee3
@@ -305,5 +307,5 @@ def import_boxes(
         _put_bad(writer, bad, bad["problem"], path)
         for field_id, rows in progress(good.groupby("field_id"), good["field_id"].nunique(), "import"):
             _put_image(writer, found, numbers.get(field_id), rows, cut, path)
-        report_crops(found)
+        report_misfits(found, "image")
         return writer.finish()

@@ -16,7 +16,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from .image import AGAIN, MAX_PIXELS, Decoded, FieldError, Numbers, Reading, byte_limit, check_size, kind_of_numbers, note_orientation, refusal, to_numbers
+from .image import AGAIN, MAX_PIXELS, Decoded, FieldError, Numbers, Reading, byte_limit, check_size, check_slice, kind_of_numbers, note_orientation, refusal, to_numbers
 from .tiff import decode_tiff
 from .tiff_metadata import pixel_size
 
@@ -148,6 +148,17 @@ def _unzip(content: bytes, path: str, max_pixels: int) -> bytes:
     return inside
 
 # %% ../../nbs/09_fields.decode.ipynb #45def10a
+def _by_axes(decoded: Decoded, axes: str, path: str) -> Decoded:
+    """A picture whose samples are colours, or channels where the caller's axes say so."""
+    samples = decoded.pixels.shape[2]
+    if not axes or axes == ("YX" if samples == 1 else "YXS"):
+        return decoded
+    if samples > 1 and axes == "YXC":
+        return replace(decoded, kind="channels", alpha=False)
+    fitting = "YX" if samples == 1 else "YXS for colours or YXC for channels"
+    raise refusal(path, f"pixels with the axes {axes}", "a picture of one channel" if samples == 1 else f"one of {samples} samples a pixel", f"write {fitting}, or leave --axes out")
+
+# %% ../../nbs/09_fields.decode.ipynb #0b74d09d
 def decode_image(content: bytes, path: str = "image", max_pixels: int = MAX_PIXELS, reading: Reading = Reading(), n_names: int = 0) -> Decoded:  # noqa: B008
     """Decode the bytes of one image file.
 
@@ -184,7 +195,9 @@ def decode_image(content: bytes, path: str = "image", max_pixels: int = MAX_PIXE
             return decode_tiff(content, path, max_pixels, reading, n_names)
         if reading.scene:
             raise refusal(path, f"scene {reading.scene}", f"a {kind}, which holds one image", "leave --scene out")
-        return _decode_png(content, path, max_pixels) if kind == "PNG" else _decode_pillow(content, path, max_pixels, kind)
+        check_slice(reading, path)
+        decoded = _decode_png(content, path, max_pixels) if kind == "PNG" else _decode_pillow(content, path, max_pixels, kind)
+        return _by_axes(decoded, reading.axes, path)
     except FieldError:
         raise
     except (Exception, MemoryError, RecursionError) as error:  # decoders share no error class

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'PLANES', 'AGAIN', 'AXES', 'FieldError', 'refusal', 'Reading', 'Numbers', 'Decoded', 'check_size',
-           'byte_limit', 'kind_of_numbers', 'to_numbers', 'note_orientation', 'bits_of']
+           'byte_limit', 'kind_of_numbers', 'to_numbers', 'note_orientation', 'check_slice', 'bits_of']
 
 # %% ../../nbs/06_fields.image.ipynb #8cb31627
 from dataclasses import dataclass
@@ -260,6 +260,26 @@ def note_orientation(tag: object) -> tuple[str, ...]:
     """
     upright = tag in (None, 0, 1) or not isinstance(tag, int)
     return () if upright else (f"stored turned or mirrored (orientation {int(tag)}): rows and columns are those of the file",)
+
+# %% ../../nbs/06_fields.image.ipynb #30d0250d
+def check_slice(reading: Reading, path: str) -> None:
+    """Refuse a file without focus slices of which somebody has chosen one beyond the first.
+
+    Parameters
+    ----------
+    reading : Reading
+        What was chosen.
+    path : str
+        The file, for the message.
+
+    Raises
+    ------
+    FieldError
+        A slice is chosen by a number above 0.
+    """
+    if reading.z.isdecimal() and int(reading.z) > 0:
+        remedy = "leave --z out; if its pages are slices, say so with --axes ZYX"
+        raise refusal(path, f"a slice {reading.z}", "an image without focus slices", remedy)
 
 # %% ../../nbs/06_fields.image.ipynb #e75dc2c4
 def bits_of(highest: float) -> int:

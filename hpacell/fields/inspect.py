@@ -27,7 +27,7 @@ def summarise_notes(notes: Iterable[tuple[str, Sequence[str]]], what: str = "fie
     notes : iterable of (str, sequence of str)
         Name of each field, and its notes.
     what : str
-        What is counted.
+        What to call a field.
 
     Returns
     -------

@@ -205,6 +205,8 @@ def without_word(stem: str, word: ChannelWord) -> str:
         The rest, which names the field.
     """
     before, after = stem[: word.start], re.sub(_UUID, "", stem[word.end :], flags=re.IGNORECASE)
+    if re.fullmatch(r"c\d\d", word.text, re.IGNORECASE):  # Yokogawa writes the number of an acquisition with each channel
+        before = re.sub(r"(?<=L\d\d)A\d\d(?=Z\d\d$)", "", before)
     if not before:
         return after.lstrip(_SEPARATORS)
     if (before[-1], after[:1]) in (("(", ")"), ("[", "]")):

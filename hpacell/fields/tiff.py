@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from .image import AGAIN, PLANES, Decoded, Numbers, Reading, check_size, kind_of_numbers, note_orientation, refusal, to_numbers
+from .image import AGAIN, PLANES, Decoded, Numbers, Reading, check_size, check_slice, kind_of_numbers, note_orientation, refusal, to_numbers
 from .tiff_metadata import read_tiff_metadata
 
 if TYPE_CHECKING:
@@ -102,6 +102,23 @@ def _given_axes(letters: str, series: "tifffile.TiffPageSeries", path: str) -> s
     raise refusal(path, f"pixels with the axes {letters}", f"{sizes} ({series.axes})", f"give a letter for each of the {len(shape)} axes")
 
 # %% ../../nbs/08_fields.tiff.ipynb #5c885d53
+def _find_channels(axes: str, shape: tuple[int, ...], z: str, n_names: int) -> tuple[str, tuple[str, ...]]:
+    """Axes of a file that states no channels, with the one that holds them as C; notes.
+
+    Pages of a kind that is not stated are slices where somebody says what becomes of slices, else channels.
+    """
+    lengths = list(zip(axes, shape, strict=True))
+    unknown = [place for place, (axis, n) in enumerate(lengths) if axis not in "TZYXS" and n > 1]
+    planes = [place for place, (axis, n) in enumerate(lengths) if axis in "ZT" and n == n_names > 1 and not (axis == "Z" and z)]
+    if not unknown and len(planes) != 1:
+        return axes, ()
+    place = unknown[0] if unknown else planes[0]
+    as_slices = bool(unknown and z and "Z" not in axes and shape[place] != n_names)
+    known = "".join("." if axis not in "TZYXS" and n == 1 else axis for axis, n in lengths)
+    notes = () if unknown else (f"{n_names} {'slices' if axes[place] == 'Z' else 'moments'} read as the channels that were named",)
+    return known[:place] + ("Z" if as_slices else "C") + known[place + 1 :], notes
+
+# %% ../../nbs/08_fields.tiff.ipynb #43bc931b
 def _axes_of(series: "tifffile.TiffPageSeries", reading: Reading, n_names: int, path: str) -> tuple[str, tuple[str, ...]]:
     """Axes of a series, in letters that `_arrange` knows: C, Z, Y, X, S; other axes have length 1. Notes."""
     axes, shape, notes = series.axes, series.shape, ()
@@ -110,28 +127,24 @@ def _axes_of(series: "tifffile.TiffPageSeries", reading: Reading, n_names: int, 
     elif len(axes) == 3 and axes[0] in "IQ" and shape[2] <= 16 < min(shape[:2]):
         axes = "YXC"
     elif "C" not in axes:
-        unknown = [axis for axis, n in zip(axes, shape, strict=True) if axis not in "TZYXS" and n > 1]
-        planes = [axis for axis, n in zip(axes, shape, strict=True) if axis in "ZT" and n == n_names > 1]
-        if unknown:
-            axes = axes.replace(unknown[0], "C")
-        elif len(planes) == 1:
-            axes = axes.replace(planes[0], "C")
-            notes = (f"{n_names} {'slices' if planes[0] == 'Z' else 'moments'} read as the channels that were named",)
+        axes, notes = _find_channels(axes, shape, reading.z, n_names)
     for axis, n in zip(axes, shape, strict=True):
         if axis not in "CZYXS" and n > 1:
             what = f"{n} moments in time" if axis == "T" else f"{n} images along the axis {axis}"
-            raise refusal(path, "one field", what, f"save each as a file of its own, or say that they are channels, --axes {axes.replace(axis, 'C')}")
+            channels = axes.replace(axis, "C")
+            remedy = f", or say that they are channels, --axes {channels}" if channels.count("C") == 1 else ""
+            raise refusal(path, "one field", what, f"save each as a file of its own{remedy}")
     if "Y" not in axes or "X" not in axes:
         raise refusal(path, "an image with rows and columns", f"axes {axes}", "export it as a plain TIFF")
     return axes, notes
 
-# %% ../../nbs/08_fields.tiff.ipynb #fee29563
+# %% ../../nbs/08_fields.tiff.ipynb #26b470af
 def _project(array: np.ndarray, axis: int, z: str, path: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """One image of focus slices, and a note where nobody chose which."""
     n = array.shape[axis]
     if z in ("", "max"):
         notes = () if n == 1 else (f"brightest of {n} focus slices" + ("" if z else " (--z max, mid or a number decides; slices that are channels: --axes CYX, or a name for each)"),)
-        return array.max(axis=axis), notes
+        return np.fmax.reduce(array, axis=axis) if array.dtype.kind == "f" else array.max(axis=axis), notes
     place = n // 2 if z == "mid" else int(z)
     if place >= n:
         raise refusal(path, f"a slice {place}", f"{n} slices", f"choose one from 0 to {n - 1}")
@@ -204,14 +217,31 @@ def _check_colours(page: "tifffile.TiffPage", path: str) -> None:
         raise refusal(path, "grey levels, RGB or channels", space, "export it as RGB, or one grey file a channel")
 
 # %% ../../nbs/08_fields.tiff.ipynb #a86fc507
-def _grey_levels(array: np.ndarray, page: "tifffile.TiffPage") -> np.ndarray:
-    """Values with 0 as black: white-is-zero inverted, 2 and 4 bits spread over 8."""
-    bits = page.bitspersample
-    if page.photometric == 0 and array.dtype.kind in "bu":
+def _grey_levels(array: np.ndarray, page: "tifffile.TiffPage", path: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Values with 0 as black: white-is-zero inverted, 2 and 4 bits spread over 8; notes."""
+    bits, notes = page.bitspersample, ()
+    if page.photometric == 0:
+        if array.dtype.kind not in "bu":
+            got = f"white as 0 in {array.dtype}, which does not say how much black is"
+            raise refusal(path, "black as 0, or whole numbers without a sign", got, "invert the image and save it with black as 0")
         array = ~array if array.dtype == bool else ((1 << bits) - 1) - array
+        notes = ("stored with white as 0: the numbers were inverted",)
     if array.dtype == np.uint8 and bits in (2, 4) and page.photometric != 3:
         array = array * np.uint8(255 // ((1 << bits) - 1))
-    return array
+    return array, notes
+
+# %% ../../nbs/08_fields.tiff.ipynb #8d59c74b
+def _signed_levels(array: np.ndarray, tiff: "tifffile.TiffFile") -> tuple[np.ndarray, tuple[str, ...]]:
+    """Numbers with a sign where ImageJ stores them without one, 32,768 too high; a note on any other calibration."""
+    known = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
+    if "cf" not in known or array.dtype.kind not in "iu":
+        return array, ()
+    line = (known["cf"], known.get("c0", 0), known.get("c1", 1))
+    if line == (0, -32768, 1) and array.dtype == np.uint16:
+        return array.astype(np.int32) - 32768, ("16-bit numbers with a sign, as ImageJ stores them",)
+    if line == (0, 0, 1):
+        return array, ()
+    return array, ("a calibration of intensities that ImageJ states is not applied: the numbers are those of the file",)
 
 # %% ../../nbs/08_fields.tiff.ipynb #548fc4e8
 def _apply_palette(array: np.ndarray, page: "tifffile.TiffPage") -> tuple[np.ndarray, tuple[str, ...]]:
@@ -241,10 +271,14 @@ def _read_series(tiff: "tifffile.TiffFile", content: bytes, path: str, max_pixel
     index, series, notes = _choose_series(tiff, reading, path, max_pixels)
     page = series.keyframe
     axes, named = _axes_of(series, reading, n_names, path)
+    if "Z" not in axes:
+        check_slice(reading, path)
     _check_series(series, content, axes, path, max_pixels)
     _check_colours(page, path)
-    array, projected = _arrange(series.asarray(maxworkers=1), axes, reading.z, path)
-    array, coloured = _apply_palette(_grey_levels(array, page), page)
+    array, inverted = _grey_levels(series.asarray(maxworkers=1), page, path)  # before the brightest of slices is taken
+    array, signed = _signed_levels(array, tiff)
+    array, projected = _arrange(array, axes, reading.z, path)
+    array, coloured = _apply_palette(array, page)
     kind, alpha = _tiff_kind(array, axes, page)
     pixels, changed = to_numbers(array, path)
     stated = read_tiff_metadata(tiff, index, array.shape[2])
@@ -254,7 +288,7 @@ def _read_series(tiff: "tifffile.TiffFile", content: bytes, path: str, max_pixel
     turned = note_orientation(page.tags[274].value if 274 in page.tags else None)
     return Decoded(
         pixels, kind, known.names if kind != "colour" else (), stated.pixel_um, alpha, numbers, sizes, known.reason,
-        (*notes, *named, *projected, *coloured, *changed, *turned, *(known.notes if kind == "channels" else ()), *stated.notes),
+        (*notes, *named, *inverted, *signed, *projected, *coloured, *changed, *turned, *(known.notes if kind == "channels" else ()), *stated.notes),
     )  # fmt: skip
 
 # %% ../../nbs/08_fields.tiff.ipynb #d33c9d7c

@@ -173,7 +173,7 @@ def _extract_to(store: str, fields, labels, settings, pattern, channels, workers
     report = extract_fields(fields, built, labels, settings, pattern, channels, workers, compression, verify, reading)
     with filelock.FileLock(built / LOCK_NAME):
         write_store_to(read_store(built), store, verify)
-    return report
+    return replace(report, notes=(*report.notes, f"copied to {store}"))
 
 # %% ../../nbs/91_pipeline.extract.ipynb #b4e773a4
 def _absolute(path: str | Path | None) -> str | None:
@@ -231,7 +231,8 @@ def _plan(sources: list[FieldSource], texts: Mapping[str, str], store: Path, set
     sample = cache(lambda: _sample(sources, settings))  # for both questions, and only if one is open
     for name in _OPEN:
         settings = replace(settings, **{name: getattr(settings, name) or former.get("settings", {}).get(name) or _OPEN[name]})
-    fresh = sample() if not former else _sample(_not_in(store, sources), settings) if not (settings.bits or settings.real_range) else []
+    decided = settings.intensity_range or (settings.bits and settings.real_range)  # for numbers of every kind
+    fresh = [] if decided else _sample(_not_in(store, sources), settings) if former else sample()
     scale, notes = decide_scale([brightness for _, brightness in fresh], settings.scale)
     settings = replace(settings, bits=scale.bits, real_range=scale.real_range)
     if compression == "auto":
