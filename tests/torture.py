@@ -145,7 +145,10 @@ def serve() -> int:
             answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
         elif not (answer := os.fork()):
             answers.close()
-            return obey(order)
+            code = obey(order)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # objects of threads that the server has and a fork has not would abort a plain exit
         answers.write(f"{answer}\n")
         answers.flush()
     return 0
