@@ -123,7 +123,7 @@ class PredictReport:
 
     def __str__(self) -> str:
         found = f"{count_of(len(self.cells), 'cell')} of {count_of(len(self.extracted.store.fields), 'field')} in {self.folder}"
-        return "\n".join([found, *self.notes])
+        return "\n".join([found, *(note for note in self.notes if note not in self.extracted.told)])
 
 # %% ../../nbs/92_pipeline.predict.ipynb #662b8d42
 def settings_of(classifier: TrainedClassifier) -> ExtractSettings:

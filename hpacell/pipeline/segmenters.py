@@ -24,6 +24,7 @@ from ..fields.read import read_field
 from ..files import fingerprint, read_json
 from ..masks.labels import enlarge_labels, relabel
 from ..models.places import CARD_NAME, SHIPPED, look_for_model
+from ..progress import without_stderr
 from ..vocabulary import CHANNELS
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #9142950b
@@ -143,7 +144,11 @@ def method_signature(method: str, channels: Sequence[str] = ()) -> str:
 @lru_cache(2)
 def _load(method: str, signature: str):
     """The trained segmenter, once a process as long as its card stays the same."""
-    from hpacell.models.segmenter_card import load_segmenter  # loads TensorFlow: for those alone who need it
+    with without_stderr():  # TensorFlow is loaded here, for those alone who need it, and prints about itself
+        import tensorflow
+
+        tensorflow.zeros(1)  # the devices are looked for at the first call
+    from hpacell.models.segmenter_card import load_segmenter
 
     return load_segmenter(_folder_of(method))
 
