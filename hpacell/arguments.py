@@ -46,7 +46,7 @@ WEAK = ("inherit", "em", "noisy_or", "max", "lse", "attention")
 
 # %% ../nbs/98_arguments.ipynb #8883703f
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands.
+    """Make the parser of all commands.
 
     Returns
     -------

@@ -201,21 +201,13 @@ def _open_store(address: str):
 
     return read_store(fetch_store(address, read_settings().paths_cache))
 
-# %% ../nbs/99_cli.ipynb #76227c9d
-def _load_tensorflow() -> None:
-    """Load TensorFlow without the lines that it prints about itself past every setting."""
-    from hpacell.progress import without_stderr
-
-    with without_stderr():
-        import tensorflow
-
-        tensorflow.zeros(1)  # the devices are looked for at the first call
-
 # %% ../nbs/99_cli.ipynb #59d65654
 def _train(arguments: argparse.Namespace) -> int:
     """Train a classifier and score it on fields it never saw."""
+    from hpacell.progress import load_tensorflow
+
     store = _open_store(arguments.store)
-    _load_tensorflow()
+    load_tensorflow()
     from hpacell.models.evaluation import evaluate_classifier
     from hpacell.models.training import TrainingSettings, split_store, train_classifier
     from hpacell.pipeline.plan import check_truth
@@ -234,7 +226,9 @@ def _train(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #8380aabc
 def _predict(arguments: argparse.Namespace) -> int:
     """Locations of every cell."""
-    _load_tensorflow()
+    from hpacell.progress import load_tensorflow
+
+    load_tensorflow()
     from hpacell.pipeline.predict import predict_fields
 
     report = predict_fields(

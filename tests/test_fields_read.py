@@ -408,7 +408,7 @@ def test_remote_folder(tmp_path):
     [
         ((), "got 0 files"),
         (("a.nd2", "b.txt"), r"got 2 files \(.nd2, .txt\)"),
-        (("a_mask.png",), "1 file with names of masks or label images.*--pattern .{field_id}_mask.png."),
+        (("a_mask.png",), "1 mask or label image by their names.*--pattern .{field_id}_mask.png."),
     ],
 )
 def test_folder_without_fields(tmp_path, names, message):

@@ -36,7 +36,7 @@ _NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def check_field_id(field_id: str, path: str, place: str = "") -> None:
-    """An error unless the name of a field can be the name of a file.
+    """Check that the name of a field can be the name of a file.
 
     Parameters
     ----------
@@ -364,7 +364,7 @@ def _nothing(where: str, paths: Sequence[str]) -> FieldError:
     """Make the error for a folder without fields."""
     masks = [path for path in paths if _stem(path) is not None]
     if masks:
-        got = f"{count_of(len(masks), 'file')} with names of masks or label images"
+        got = count_of(len(masks), "mask or label image", "masks or label images") + " by their names"
         return refusal(where, "images of fields", got, f"to read them as fields: --pattern {pattern_of_mask(masks[0])!r}")
     ends, folders, remedy = [os.path.splitext(path)[1].lower() for path in paths], _folders_in(where), "check the path"
     got = count_of(len(paths), "file") + f" ({', '.join(sorted({end or 'no suffix' for end in ends})[:5])})" * bool(ends)
@@ -380,7 +380,7 @@ def _nothing(where: str, paths: Sequence[str]) -> FieldError:
 
 # %% ../../nbs/09_fields.find.ipynb #c6f4727d
 def check_has_nucleus(sources: Sequence[FieldSource]) -> None:
-    """An error where all fields name their channels and none of them has a nucleus.
+    """Check that not all fields name their channels without a nucleus among them.
 
     Parameters
     ----------

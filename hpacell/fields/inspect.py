@@ -132,10 +132,10 @@ def describe_inspected(row: dict[str, object]) -> str:
     """
     if row["error"]:
         return f"{row['field_id']}: cannot be read\n  {row['error']}"
-    size = f"pixel size {row['pixel_um']:g} µm" if row["pixel_um"] and row["pixel_um"] == row["pixel_um"] else "pixel size not stated"
+    size = f"pixels of {row['pixel_um']:g} µm" if row["pixel_um"] and row["pixel_um"] == row["pixel_um"] else "pixel size not stated"
     height, width, n = str(row["shape"]).split(" x ")
     shape = f"{height} x {width} pixels, {count_of(int(n), 'channel')}"
-    lines = [f"{row['field_id']}: {shape}, {row['dtype']}, {row['depth']}, {size}" + (f", axes in the file {row['axes']}" if row["axes"] else "")]
+    lines = [f"{row['field_id']}: {shape}, {row['dtype']}, {row['depth']}, {size}" + (f", axes {row['axes']}" if row["axes"] else "")]
     for name, reason, reach in zip(*(str(row[key]).split("|") for key in ("channels", "reasons", "range")), strict=True):
         lines.append(f"  {name}: {reason}; {reach}")
     return "\n".join([*lines, *(f"  note: {note}" for note in str(row["notes"]).split("|") if note)])

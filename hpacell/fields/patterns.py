@@ -147,10 +147,11 @@ def pattern_of_mask(path: str) -> str:
     """
     name = normal_name(path_name(path))
     made = made_name(image_stem(name) or "")
-    if made and name.startswith(made.of):
-        return "{field_id}" + name[len(made.of) :]
-    at = name.rfind(made.of) if made else -1
-    return f"{name[:at]}{{field_id}}{name[at + len(made.of) :]}" if at >= 0 else name
+    if made is None:
+        return "{field_id}" + name[len(image_stem(name) or "") :]
+    if name.lower().startswith(made.word):
+        return name.replace(made.of, "{field_id}")
+    return "{field_id}" + name[name.lower().rfind(made.word) - 1 :]
 
 # %% ../../nbs/08_fields.patterns.ipynb #49251d02
 def read_pattern(folder: str, pattern: str, renames: Mapping[str, str] | None = None) -> NamesRead:

@@ -213,7 +213,7 @@ def _submit(pool: ProcessPoolExecutor, function: Callable, item: Any) -> Future:
 
 # %% ../../nbs/90_pipeline.engine.ipynb #83193123
 def workers_of(workers: int, items: Sequence[Any]) -> int:
-    """How many processes are worth starting.
+    """Tell how many processes are worth starting.
 
     Parameters
     ----------

@@ -307,7 +307,7 @@ def _common_channels(sample: Sequence[tuple[tuple[str, ...], list[Brightness]]])
 
 # %% ../../nbs/91_pipeline.extract.ipynb #6be1eff8
 def read_origin(store: str | Path) -> dict | None:
-    """What a store was made of.
+    """Read what a store was made of.
 
     Parameters
     ----------
