@@ -125,7 +125,7 @@ def test_files_of_other_programs_are_to_be_saved_as_tiff(tmp_path, name):
         find_fields(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a_mask.tif", "mask_7.tif", "b-labels.tif", "x_cp_masks.tif", "a_masks_1.tif", "a_seg.ome.tif"])
+@pytest.mark.parametrize("name", ["a_mask.tif", "mask_7.tif", "b-labels.tif", "x_cp_masks.tif", "mask_a.tif", "Label a.tif", "a_masks_1.tif", "a_seg.ome.tif"])
 def test_a_folder_of_masks_says_how_to_read_them_as_fields(tmp_path, name):
     write(tmp_path / name)
     try:
@@ -148,6 +148,7 @@ def _no_nucleus(item):
 
 def _unpack(item):
     first, second = [item]
+    return first + second
 
 
 def test_errors_of_ones_own_carry_no_name_of_a_class():

@@ -150,7 +150,8 @@ def pattern_of_mask(path: str) -> str:
     if made is None:
         return "{field_id}" + name[len(image_stem(name) or "") :]
     if name.lower().startswith(made.word):
-        return name.replace(made.of, "{field_id}")
+        at = name.find(made.of, len(made.word))
+        return f"{name[:at]}{{field_id}}{name[at + len(made.of) :]}"
     return "{field_id}" + name[name.lower().rfind(made.word) - 1 :]
 
 # %% ../../nbs/08_fields.patterns.ipynb #49251d02
