@@ -176,3 +176,32 @@ def test_tensorflow_says_nothing_about_itself(tmp_path):
     ran = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"HPACELL_PROGRESS": os.devnull})
     lines = ran.stderr.splitlines()
     assert ran.returncode == 0 and not any("tensorflow" in line.lower() or "onednn" in line.lower() or "absl" in line for line in lines), ran.stderr
+
+
+INSTRUMENTS = {
+    "MetaMorph": (("p_w1DAPI.TIF", "p_w2GFP.TIF"), False),
+    "MetaXpress": (("p_A01_s1_w10A1B2C3D-0000-1111-2222-333344445555.TIF", "p_A01_s1_w21A1B2C3D-0000-1111-2222-333344445556.TIF"), True),
+    "Micro-Manager": (("img_000_DAPI_000.tif", "img_000_FITC_000.tif"), False),
+    "IN Cell": (("A - 01(fld 1 wv DAPI - DAPI).tif", "A - 01(fld 1 wv FITC - FITC).tif"), False),
+    "Fiji": (("C1-a.tif", "C2-a.tif"), True),
+    "Leica": (("Series001_ch00.tif", "Series001_ch01.tif"), True),
+    "ZEN": (("exp_c1_ORG.tif", "exp_c2_ORG.tif"), True),
+    "Operetta": (("r01c01f01p01-ch1sk1fk1fl1.tiff", "r01c01f01p01-ch2sk1fk1fl1.tiff"), True),
+    "CellInsight": (("MFGTMP_1_A01f00d0.TIF", "MFGTMP_1_A01f00d1.TIF"), True),
+    "CellVoyager": (("W0001F0001T0001Z001C1.tif", "W0001F0001T0001Z001C2.tif"), True),
+    "lasers": (("a_405.tif", "a_488.tif"), True),
+}
+
+
+@pytest.mark.parametrize("instrument", INSTRUMENTS)
+def test_the_names_of_instruments_are_read_or_asked_for(tmp_path, capsys, instrument):
+    names, asks = INSTRUMENTS[instrument]
+    for name in names:
+        write(tmp_path / name)
+    options = []
+    if asks:
+        assert main(["inspect", str(tmp_path)]) == 2
+        options = shlex.split(re.search("say it with (.*), with what each really shows", said(capsys)[1])[1])
+    assert main(["inspect", str(tmp_path), *options]) == 0
+    out, _ = said(capsys)
+    assert out.rstrip().endswith("1 field") and "2 channels" in out and "  nucleus: " in out and "  protein: " in out
