@@ -842,6 +842,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'hpacell.fields.inspect._join_ranges': ( 'fields.inspect.html#_join_ranges',
                                                                                  'hpacell/fields/inspect.py'),
                                         'hpacell.fields.inspect._short': ('fields.inspect.html#_short', 'hpacell/fields/inspect.py'),
+                                        'hpacell.fields.inspect._without_names': ( 'fields.inspect.html#_without_names',
+                                                                                   'hpacell/fields/inspect.py'),
                                         'hpacell.fields.inspect.describe_inspected': ( 'fields.inspect.html#describe_inspected',
                                                                                        'hpacell/fields/inspect.py'),
                                         'hpacell.fields.inspect.describe_table': ( 'fields.inspect.html#describe_table',

@@ -256,7 +256,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         help="cells cut off by the edge of the field: keep them, or drop those whose nucleus (nuclei) or any part (cells) touches it (default: keep)",
     )  # fmt: skip
     parser.add_argument(
-        "--diameter", type=float, default=0.0, metavar="PIXELS",
+        "--diameter", type=number_between(0, 10_000), default=0.0, metavar="PIXELS",
         help="typical diameter of nuclei in pixels, from 3, where it is not found well (default: found in each field)",
     )  # fmt: skip
 

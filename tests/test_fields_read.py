@@ -279,7 +279,7 @@ def test_two_nameless_channels_keep_numbers_and_ask_for_names(tmp_path):
     with pytest.raises(FieldError, match="expected a nucleus channel, got only channel_0, channel_1: .*--channels"):
         field.channel("nucleus")
     assert only(tmp_path, channels=["nucleus", "protein"]).channels == ("nucleus", "protein")
-    with pytest.raises(FieldError, match=r"expected 1 channels \(nucleus\), got 2"):
+    with pytest.raises(FieldError, match=r"expected 1 channel \(nucleus\), got 2"):
         only(tmp_path, channels=["nucleus"])
 
 

@@ -205,3 +205,25 @@ def test_the_names_of_instruments_are_read_or_asked_for(tmp_path, capsys, instru
     assert main(["inspect", str(tmp_path), *options]) == 0
     out, _ = said(capsys)
     assert out.rstrip().endswith("1 field") and "2 channels" in out and "  nucleus: " in out and "  protein: " in out
+
+
+def test_fields_that_cannot_be_read_for_one_reason_are_told_together(tmp_path, capsys):
+    for name in "abc":
+        write(tmp_path / f"{name}.tif", np.stack([PLANE] * 4), imagej=True, metadata={"axes": "CYX"})
+    assert main(["inspect", str(tmp_path), "--channels", "nucleus,protein"]) == 1
+    out, _ = said(capsys)
+    assert "3 fields alike, a to c: cannot be read" in out and out.count("expected 2 channels") == 1
+    options = shlex.split(re.search("e.g. (.*), or none", out)[1])
+    assert main(["inspect", str(tmp_path), *options]) == 0 and "3 fields read alike" in said(capsys)[0]
+
+
+@pytest.mark.parametrize(("name", "remedy"), [("a.nd2", "as TIFF"), ("a.docx", "check the path"), ("noend", "check the path")])
+def test_a_single_file_that_is_no_image_is_named(tmp_path, name, remedy):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(FieldError, match=f"expected images .*got 1 file .*{remedy}"):
+        find_fields(tmp_path / name)
+
+
+def test_a_diameter_that_is_no_number_is_one_sentence(capsys):
+    assert main(["segment", "fields", "--out", "masks", "--diameter", "wide"]) == 2
+    assert "expected a number above 0" in capsys.readouterr().err

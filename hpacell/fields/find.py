@@ -307,7 +307,7 @@ def _read(where: str, pattern: str | None, renames: Mapping[str, str]) -> NamesR
     if where.lower().endswith(".csv"):
         return _read_table(where, renames)
     alone = _stem(where) if not os.path.isdir(where) else None
-    paths = [where] if alone else list_files(where)
+    paths = [where] if alone or os.path.isfile(where) else list_files(where)
     # A file that is named by itself is meant, even if it looks like a mask.
     read = read_names(paths, renames, masks=alone is not None)
     if not read.files:

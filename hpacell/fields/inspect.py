@@ -141,7 +141,15 @@ def describe_inspected(row: dict[str, object]) -> str:
     return "\n".join([*lines, *(f"  note: {note}" for note in str(row["notes"]).split("|") if note)])
 
 # %% ../../nbs/14_fields.inspect.ipynb #61ef0da6
-_ALIKE = ["shape", "dtype", "axes", "channels", "reasons", "pixel_um", "notes", "error"]  # what fields described together share
+_ALIKE = ["shape", "dtype", "axes", "channels", "reasons", "pixel_um", "notes", "reason"]  # what fields described together share
+
+
+def _without_names(row: dict[str, object]) -> str:
+    """Why a field cannot be read, without what names this field."""
+    text = str(row["error"])
+    for name in (*str(row["paths"]).split("|"), f"field {row['field_id']}"):
+        text = text.replace(name, "")
+    return text
 
 
 def _join_ranges(ranges: Iterable[str]) -> str:
@@ -164,9 +172,12 @@ def describe_table(table: pd.DataFrame) -> str:
         For people: lines as of `describe_inspected` for each kind of field, with the levels that any of them reaches.
     """
     texts = []
+    table = table.assign(reason=[_without_names(row) for row in table.to_dict("records")])
     for _, rows in table.groupby(_ALIKE, sort=False, dropna=False):
         row, ids = rows.iloc[0].to_dict(), list(rows["field_id"])
-        if len(ids) > 1:
+        if len(ids) > 1 and row["error"]:
+            row["field_id"] = f"{len(ids)} fields alike, {ids[0]} to {ids[-1]}"
+        elif len(ids) > 1:
             row["field_id"] = f"{len(ids)} fields read alike, {ids[0]} to {ids[-1]}"
             row["range"], row["depth"] = _join_ranges(rows["range"]), " or ".join(rows["depth"].unique())
         texts.append(describe_inspected(row))
