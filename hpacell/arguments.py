@@ -47,7 +47,7 @@ WEAK = ("inherit", "em", "noisy_or", "max", "lse", "attention")
 
 # %% ../nbs/98_arguments.ipynb #8883703f
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands.
+    """Make the parser of all commands.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def _new_command(commands, name: str, summary: str, *examples: str) -> argparse.
 def _add_demo(commands) -> None:
     """demo."""
     parser = _new_command(
-        commands, "demo", "start here: the whole road on simulated fields, with a report",
+        commands, "demo", "start here: every step on simulated fields, with a report",
         "hpacell demo", "hpacell demo -p n_fields=40 -p epochs=10",
     )  # fmt: skip
     parser.add_argument("-p", dest="parameters", metavar="KEY=VALUE", action="append", help="override a parameter of params/demo.yaml; may be repeated")
@@ -121,7 +121,7 @@ def _add_explore(commands) -> None:
 def _add_inspect(commands) -> None:
     """inspect."""
     parser = _new_command(
-        commands, "inspect", "what would be read from each file: shape, axes, channels and why, pixel size, depth, what is left out",
+        commands, "inspect", "what would be read from the files: shape, axes, channels and why, pixel size, depth, what is left out",
         "hpacell inspect data/mine", "hpacell inspect data/mine/a.tif --axes CYX", "hpacell inspect data/mine --limit 5 --out data/inspected.csv",
     )  # fmt: skip
     add_fields(parser)

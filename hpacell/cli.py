@@ -57,12 +57,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #f6ed1486
 def _inspect(arguments: argparse.Namespace) -> int:
     """Print what would be read from each field."""
-    from hpacell.fields.inspect import describe_inspected, inspect_fields
+    from hpacell.fields.inspect import describe_table, inspect_fields
     from hpacell.files import write_table
 
     table = inspect_fields(arguments.fields, arguments.pattern, arguments.channels, limit=arguments.limit, **reading_of(arguments))
-    for row in table.to_dict("records"):
-        print(describe_inspected(row))
+    print(describe_table(table))
     if arguments.out:
         write_table(arguments.out, table)
     bad = int(table["error"].ne("").sum())
@@ -203,25 +202,13 @@ def _open_store(address: str):
 
     return read_store(fetch_store(address, read_settings().paths_cache))
 
-# %% ../nbs/99_cli.ipynb #76227c9d
-def _load_tensorflow() -> None:
-    """Load TensorFlow without the lines that it prints about itself past every setting."""
-    terminal = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            import tensorflow
-
-            tensorflow.zeros(1)  # the devices are looked for at the first call
-    finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
-
 # %% ../nbs/99_cli.ipynb #59d65654
 def _train(arguments: argparse.Namespace) -> int:
     """Train a classifier and score it on fields it never saw."""
+    from hpacell.progress import load_tensorflow
+
     store = _open_store(arguments.store)
-    _load_tensorflow()
+    load_tensorflow()
     from hpacell.models.evaluation import evaluate_classifier
     from hpacell.models.training import TrainingSettings, split_store, train_classifier
     from hpacell.pipeline.plan import check_truth
@@ -240,7 +227,9 @@ def _train(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #8380aabc
 def _predict(arguments: argparse.Namespace) -> int:
     """Locations of every cell."""
-    _load_tensorflow()
+    from hpacell.progress import load_tensorflow
+
+    load_tensorflow()
     from hpacell.pipeline.predict import predict_fields
 
     report = predict_fields(
@@ -269,6 +258,9 @@ def _show_run(record: dict) -> int:
     summary = Path(record["folder"]) / "summary.txt"
     if summary.exists():
         print(summary.read_text().rstrip())
+    page = Path(record["folder"]) / "explore.html"
+    if page.exists():
+        print(f"page:   {page}")
     print(f"report: {record['folder']}/report.html")
     return 1 if record["n_quarantined"] else 0
 

@@ -267,7 +267,7 @@ def add_diameter(parser: argparse.ArgumentParser) -> None:
         Of one command; it gets the option.
     """
     parser.add_argument(
-        "--diameter", type=float, default=0.0, metavar="PIXELS",
+        "--diameter", type=number_between(0, 10_000), default=0.0, metavar="PIXELS",
         help="typical diameter of nuclei in pixels, from 3, where it is not found well (default: found in each field)",
     )  # fmt: skip
 

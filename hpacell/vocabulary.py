@@ -56,7 +56,7 @@ def location_title(location: str) -> str:
 
 # %% ../nbs/00_vocabulary.ipynb #b21cebcb
 def check_known(kind: str, name: str, known: Sequence[str]) -> None:
-    """An error that names the nearest known word, unless `name` is known.
+    """Check that a name is known; the error names the nearest known word.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def check_known(kind: str, name: str, known: Sequence[str]) -> None:
 
 # %% ../nbs/00_vocabulary.ipynb #7a5c699e
 def check_numbers(settings: object, least: Mapping[str, int], ranges: Mapping[str, tuple[float, float]]) -> None:
-    """An error if a number of some settings is none, or out of its range.
+    """Check that the numbers of some settings are numbers within their ranges.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def parse_labels(text: str, locations: Sequence[str] = LOCATIONS, separator: str
 
 # %% ../nbs/00_vocabulary.ipynb #e7e36d3c
 def format_labels(labels: Sequence[str]) -> str:
-    """Labels as one text, the inverse of `parse_labels`.
+    """Join labels to one text, the inverse of `parse_labels`.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def encode_labels(rows: Sequence[str | Sequence[str]], locations: Sequence[str] 
 def decode_labels(
     encoded: "np.ndarray", locations: Sequence[str] = LOCATIONS, threshold: float = 0.5
 ) -> list[tuple[str, ...]]:
-    """Labels of each row of a multi-hot or probability array.
+    """Convert each row of a multi-hot or probability array to labels.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def decode_labels(
 
 # %% ../nbs/00_vocabulary.ipynb #630f6271
 def count_of(n: float, one: str, several: str = "") -> str:
-    """A number with its noun.
+    """Write a number with its noun.
 
     Parameters
     ----------

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hpacell import cli
 from hpacell.arguments import BORDERS, COMPRESSIONS, EXPORTS, METHODS, make_parser
 from hpacell.cells.nuclei import BORDERS as KNOWN_BORDERS
 from hpacell.cli import COMMANDS, main
@@ -243,7 +242,7 @@ def test_the_explore_workflow_takes_no_labels_silently(fields, tmp_path, capsys)
 )
 def test_truth_is_looked_at_before_training(store, tmp_path, monkeypatch, capsys, make, message):
     make(tmp_path)
-    monkeypatch.setattr(cli, "_load_tensorflow", lambda: None)
+    monkeypatch.setattr("hpacell.progress.load_tensorflow", lambda: None)
     assert main(["train", str(store), "--out", str(tmp_path / "model"), "--truth", str(tmp_path)]) == 2
     assert message in said(capsys)
     assert not (tmp_path / "model").exists()
@@ -370,7 +369,7 @@ def test_training_options_are_passed_on_only_when_given(store, monkeypatch):
         given.append(values)
         raise ValueError("far enough")
 
-    monkeypatch.setattr(cli, "_load_tensorflow", lambda: None)
+    monkeypatch.setattr("hpacell.progress.load_tensorflow", lambda: None)
     monkeypatch.setitem(sys.modules, "hpacell.models.evaluation", types.SimpleNamespace(evaluate_classifier=None))
     monkeypatch.setitem(sys.modules, "hpacell.models.training", types.SimpleNamespace(TrainingSettings=settings, split_store=None, train_classifier=None))
     words = ["train", str(store), "--out", "model"]

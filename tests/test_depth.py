@@ -190,7 +190,7 @@ def test_dim_fields_are_reported(tmp_path):
     folder = write(tmp_path / "fields", [CAMERA] * 3)
     tifffile.imwrite(folder / "dim.tif", CAMERA // 64, photometric="minisblack")
     notes = extract(folder, tmp_path / "store").notes
-    assert any("1 field that use little of the range" in note and "dim" in note and "--bits or --range" in note for note in notes)
+    assert any("1 field using little of the range" in note and "dim" in note and "--bits or --range" in note for note in notes)
 
 
 def test_a_range_that_is_given_wins(tmp_path):

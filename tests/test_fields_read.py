@@ -279,7 +279,7 @@ def test_two_nameless_channels_keep_numbers_and_ask_for_names(tmp_path):
     with pytest.raises(FieldError, match="expected a nucleus channel, got only channel_0, channel_1: .*--channels"):
         field.channel("nucleus")
     assert only(tmp_path, channels=["nucleus", "protein"]).channels == ("nucleus", "protein")
-    with pytest.raises(FieldError, match=r"expected 1 channels \(nucleus\), got 2"):
+    with pytest.raises(FieldError, match=r"expected 1 channel \(nucleus\), got 2"):
         only(tmp_path, channels=["nucleus"])
 
 
@@ -408,7 +408,7 @@ def test_remote_folder(tmp_path):
     [
         ((), "got 0 files"),
         (("a.nd2", "b.txt"), r"got 2 files \(.nd2, .txt\)"),
-        (("a_mask.png",), "1 masks or label images"),
+        (("a_mask.png",), "1 mask or label image by their names.*--pattern .{field_id}_mask.png."),
     ],
 )
 def test_folder_without_fields(tmp_path, names, message):

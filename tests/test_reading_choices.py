@@ -279,7 +279,7 @@ def test_inspect_prints_what_would_be_read(folder, tmp_path, capsys):
     (folder / "broken.tif").write_bytes(b"II*\0broken")
     assert main(["inspect", str(folder), "--out", str(tmp_path / "seen.csv")]) == 1
     shown = capsys.readouterr().out
-    for words in ("slices: 96 x 96 x 1 uint8, 8 bits", "axes Z 2, Y 96, X 96", "nucleus: assumed: one grey channel; 5 to 200", "note: brightest of 2", "pixels of 0.707107 µm", "broken: cannot be read", "4 fields, 1 of them cannot be read"):
+    for words in ("slices: 96 x 96 pixels, 1 channel, uint8, 8 bits", "axes Z 2, Y 96, X 96", "nucleus: assumed: one grey channel; 5 to 200", "note: brightest of 2", "pixels of 0.707107 µm", "broken: cannot be read", "4 fields, 1 of them cannot be read"):
         assert words in shown, words
     assert len(pd.read_csv(tmp_path / "seen.csv")) == 4
     assert main(["inspect", str(folder / "slices.tif"), "--z", "1"]) == 0 and "slice 1 of 2" in capsys.readouterr().out

@@ -92,7 +92,7 @@ DEFAULT_SETTINGS = SegmentationSettings()
 
 # %% ../../nbs/29_cells.nuclei.ipynb #12568e32
 def check_diameter(diameter: float | None) -> float | None:
-    """A typical diameter of nuclei that makes sense, or a clear error.
+    """Check a typical diameter of nuclei.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ import numpy as np
 
 # %% ../../nbs/27_cells.planes.ipynb #3a43b4b4
 def check_image(image: np.ndarray, channels: Sequence[str]) -> np.ndarray:
-    """An image in which nuclei can be looked for, or a clear error.
+    """Check that nuclei can be looked for in an image.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def check_image(image: np.ndarray, channels: Sequence[str]) -> np.ndarray:
 
 # %% ../../nbs/27_cells.planes.ipynb #492945d8
 def work_shape(shape: tuple[int, ...], pixels: float) -> tuple[int, int]:
-    """Size of about so many pixels; fields up to three times as large stay as they are.
+    """Choose a size of about so many pixels; fields up to three times as large stay as they are.
 
     Parameters
     ----------

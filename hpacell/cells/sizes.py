@@ -172,7 +172,7 @@ def hidden_spots(plane: np.ndarray, look: np.ndarray, labels: np.ndarray) -> tup
 
 # %% ../../nbs/28_cells.sizes.ipynb #4bf8a6f2
 def busiest_windows(places: np.ndarray, shape: tuple[int, int], side: int, n: int = 3) -> list[tuple[slice, slice]]:
-    """Windows of a field that hold most of some places.
+    """Choose the windows of a field that hold most of some places.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def busiest_windows(places: np.ndarray, shape: tuple[int, int], side: int, n: in
 
 # %% ../../nbs/28_cells.sizes.ipynb #85852ce9
 def spot_areas(labels: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Areas of the objects that lie under some places.
+    """Measure the areas of the objects that lie under some places.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ def spot_areas(labels: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/28_cells.sizes.ipynb #27698088
 def cut_windows(shape: tuple[int, int], side: int, margin: int) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Tiles of a field without and with a margin.
+    """Cut a field into tiles, each without and with a margin.
 
     Parameters
     ----------

@@ -131,7 +131,7 @@ def read_boxes(csv: str | Path, classes: Sequence[str] | None = None) -> pd.Data
 
 # %% ../../nbs/35_cells.windows.ipynb #975a8f86
 def outside_of(boxes: pd.DataFrame, shape: Sequence[int]) -> pd.Series:
-    """What is wrong with boxes that are not wholly inside of their image.
+    """Say what is wrong with boxes that are not wholly inside of their image.
 
     Parameters
     ----------

@@ -9,8 +9,9 @@ __all__ = ['check_field_id', 'FieldSource', 'Survey', 'survey_fields', 'find_fie
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +20,11 @@ import pandas as pd
 from .group import left_out_sentences, read_names
 from .image import FieldError, Reading, refusal
 from .names import IMAGE_SUFFIXES, NamedFile as _File, NamesRead, image_stem as _stem, normal_name
-from .patterns import read_pattern
+from .patterns import pattern_of_mask, read_pattern
 from .tiff_metadata import stain_of
 from ..files import is_remote, join_path, list_files, path_name
 from ..tables import normal_id, read_text_table, shown_names
-from ..vocabulary import CHANNELS, HPA_COLOURS
+from ..vocabulary import CHANNELS, HPA_COLOURS, count_of
 
 # %% ../../nbs/09_fields.find.ipynb #a94a1e07
 # People look for it here.
@@ -35,7 +36,7 @@ _NOT_IN_NAMES = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def check_field_id(field_id: str, path: str, place: str = "") -> None:
-    """An error unless the name of a field can be the name of a file.
+    """Check that the name of a field can be the name of a file.
 
     Parameters
     ----------
@@ -106,11 +107,6 @@ def _channel_name(word: str, renames: Mapping[str, str] | None = None) -> str:
         return renames[word]
     return HPA_COLOURS.get(word) or (word if word in CHANNELS else stain_of(word)) or word
 
-# %% ../../nbs/09_fields.find.ipynb #87b8e27d
-def _by_ending(paths: Iterable[str], renames: Mapping[str, str], masks: bool = False) -> list[_File]:
-    """Channels and fields among some images, by their names; masks only if they are wanted."""
-    return read_names(paths, renames, masks).files
-
 # %% ../../nbs/09_fields.find.ipynb #70c1b25a
 def _csv_rows(path: str, renames: Mapping[str, str]) -> pd.DataFrame:
     """Cells of a CSV of paths as text, by their line in the file, with column names in lower case."""
@@ -144,7 +140,7 @@ def _by_table(path: str, renames: Mapping[str, str]) -> list[_File]:
                 where = f"{wrong[:80] if wrong else 'nothing'} in row {line}"
                 raise refusal(path, f"images in column {column!r}", where, "correct the row, or drop it")
             whole = [c if is_remote(c) or os.path.isabs(c) else join_path(folder, c) for c in cells]
-            found = _by_ending(whole, renames, masks=True)
+            found = read_names(whole, renames, masks=True).files
             if stains:
                 found = [replace(found[0], word=column, at=-1)]
             files += [replace(file, field_id=field_id) for file in found] if field_id else found
@@ -311,7 +307,7 @@ def _read(where: str, pattern: str | None, renames: Mapping[str, str]) -> NamesR
     if where.lower().endswith(".csv"):
         return _read_table(where, renames)
     alone = _stem(where) if not os.path.isdir(where) else None
-    paths = [where] if alone else list_files(where)
+    paths = [where] if alone or os.path.isfile(where) else list_files(where)
     # A file that is named by itself is meant, even if it looks like a mask.
     read = read_names(paths, renames, masks=alone is not None)
     if not read.files:
@@ -356,18 +352,35 @@ def find_fields(
     return survey_fields(fields, pattern, channels, reading).sources
 
 # %% ../../nbs/09_fields.find.ipynb #43867af3
+_FOREIGN = (".nd2", ".czi", ".lif", ".oib", ".oif", ".ims", ".vsi", ".zarr", ".mov", ".avi", ".mp4")
+
+
+def _folders_in(folder: str, most: int = 200) -> list[str]:
+    """Folders of a local folder, at any depth, some of them where there are very many."""
+    return [] if is_remote(folder) else sorted(one for one, _, _ in islice(os.walk(folder), 1, most))
+
+
 def _nothing(where: str, paths: Sequence[str]) -> FieldError:
-    """The error for a folder without fields."""
-    masks = sum(_stem(path) is not None for path in paths)
-    ends = sorted({os.path.splitext(path)[1].lower() or "no suffix" for path in paths if _stem(path) is None})
-    got = f"{len(paths)} files" + (f" ({', '.join(ends[:5])})" if ends else "")
+    """Make the error for a folder without fields."""
+    masks = [path for path in paths if _stem(path) is not None]
     if masks:
-        return refusal(where, "images of fields", f"{masks} masks or label images by their names", "give a pattern")
-    return refusal(where, f"images ({', '.join(IMAGE_SUFFIXES)})", got, "check the path; subfolders need a pattern")
+        got = count_of(len(masks), "mask or label image", "masks or label images") + " by their names"
+        return refusal(where, "images of fields", got, f"to read them as fields: --pattern {pattern_of_mask(masks[0])!r}")
+    ends, folders, remedy = [os.path.splitext(path)[1].lower() for path in paths], _folders_in(where), "check the path"
+    got = count_of(len(paths), "file") + f" ({', '.join(sorted({end or 'no suffix' for end in ends})[:5])})" * bool(ends)
+    foreign = next((end for end in (*ends, *(os.path.splitext(one)[1].lower() for one in folders)) if end in _FOREIGN), None)
+    inner, images = next(((one, own) for one in folders if (own := [path for path in list_files(one) if _stem(path)])), ("", []))
+    if foreign:
+        remedy = f"save what is in {foreign} files as TIFF, with Fiji or bfconvert"
+    elif inner:
+        word = "_{channel}" * bool((named := read_names(images)).question or any(file.word for file in named.files))
+        pattern = f"{'*/' * len(Path(inner).relative_to(where).parts)}{{field_id}}{word}{os.path.splitext(images[0])[1].lower()}"
+        remedy = f"give a folder with images, such as {inner}, or say how files in subfolders are named, as in --pattern '{pattern}'"
+    return refusal(where, f"images ({', '.join(IMAGE_SUFFIXES)})", got, remedy)
 
 # %% ../../nbs/09_fields.find.ipynb #c6f4727d
 def check_has_nucleus(sources: Sequence[FieldSource]) -> None:
-    """An error where all fields name their channels and none of them has a nucleus.
+    """Check that not all fields name their channels without a nucleus among them.
 
     Parameters
     ----------

@@ -192,8 +192,8 @@ def _remarks(read: NamesRead, kept: Sequence[str]) -> list[str]:
     if 2 * len(other) >= len(read.files) > 0:
         texts = dict.fromkeys(word.text for words in other.values() for word in words)
         notes.append(
-            f"{count_of(len(other), 'file')} read as fields, whose names say {first_names(texts)}: a picture of one channel is "
-            "taken for nuclei, unless --channels says what it shows"
+            f"{count_of(len(other), 'file')} whose name says {first_names(texts)} taken for fields of nuclei, as every picture "
+            "of one channel: if they show something else, name it with --channels"
         )
     if read.question is None and len(whole := _bare_words(read, "number")) > 1:
         notes.append(

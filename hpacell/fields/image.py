@@ -23,7 +23,7 @@ class FieldError(ValueError):
 
 # %% ../../nbs/06_fields.image.ipynb #e42d982c
 def refusal(path: str, expected: str, got: str, remedy: str) -> FieldError:
-    """The error to raise for a file.
+    """Make the error to raise for a file.
 
     Parameters
     ----------

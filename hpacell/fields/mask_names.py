@@ -115,7 +115,7 @@ _WHOLE = re.compile(r"rgb|merged?|composite|overlay|colou?r|all|stack|max|mip", 
 
 
 def is_whole(word: str) -> bool:
-    """Whether a word is used for pictures of all channels together.
+    """Tell whether a word is used for pictures of all channels together.
 
     Parameters
     ----------

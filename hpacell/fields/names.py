@@ -133,7 +133,7 @@ def stain_in(text: str) -> str:
 
 
 def is_green(text: str) -> bool:
-    """Whether a word names a green dye or its laser, which mostly shows the protein of interest.
+    """Tell whether a word names a green dye or its laser, which mostly shows the protein of interest.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from .decode import decode_image
 from .find import FieldSource, find_fields
 from .image import MAX_PIXELS, Decoded, FieldError, Numbers, Reading, byte_limit, kind_of_numbers, refusal
 from ..files import fingerprint, is_remote, read_bytes
-from ..vocabulary import CHANNELS, HPA_COLOURS
+from ..vocabulary import CHANNELS, HPA_COLOURS, count_of
 
 # %% ../../nbs/10_fields.read.ipynb #8e86e5eb
 # People look for all of reading in one place.
@@ -192,9 +192,9 @@ def _by_name(decoded: Decoded, channels: Sequence[str], path: str, alone: bool =
         notes = ("red, green and blue taken for " + ", ".join(_COLOURS),) if decoded.kind == "colour" else ()
         return _Named(pixels[..., [names.index(name) for name in channels]], tuple(channels), "given", notes)
     got = f"{pixels.shape[2]}" + (f" ({', '.join(names)})" if names else "")
-    raise refusal(
-        path, f"{n} channels ({', '.join(channels)})", got, f"name all of the file's channels, or none: {_NAME_THEM}"
-    )
+    example = ("nucleus", "protein", "microtubules", "er", *(f"channel_{i}" for i in range(4, pixels.shape[2])))
+    remedy = f"name all of the file's channels in their order, e.g. --channels {','.join(example[: pixels.shape[2]])}, or none"
+    raise refusal(path, f"{count_of(n, 'channel')} ({', '.join(channels)})", got, remedy)
 
 # %% ../../nbs/10_fields.read.ipynb #0f75c920
 def _read_file(path: str, what: str, max_pixels: int, reading: Reading, n_names: int) -> tuple[Decoded, str]:
@@ -206,7 +206,7 @@ def _read_file(path: str, what: str, max_pixels: int, reading: Reading, n_names:
         content = read_bytes(path)
     except FileNotFoundError:
         raise refusal(
-            path, what, "no such file", "add it, or name the channels to take, e.g. --channels nucleus"
+            path, what, "no such file", "add it, or name with --channels the channels that all fields have"
         ) from None
     except OSError as error:
         raise refusal(

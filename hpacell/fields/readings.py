@@ -249,11 +249,11 @@ def _ask(scored: _Scored, stems: Mapping[str, str], paths: Sequence[str]) -> tup
     ends = {normal_name(path_name(path))[len(stems[path]) :].lower() for path in paths}
     whole = f"{{field_id}}{ends.pop() if len(ends) == 1 else '.*'}"
     options = f"{_pattern_for(scored, stems, paths)}--channels {shlex.quote(pairs)}"
-    remedy = f"say it with {options}, with what each word shows in its place"
+    remedy = f"say it with {options}, with what each really shows"
     return (
         "names that say what each channel shows",
         got,
-        f"{remedy}; if every file is a field of its own, with --pattern {shlex.quote(whole)}",
+        f"{remedy}; or, if every file is a field of its own, with --pattern {shlex.quote(whole)}",
     )
 
 

@@ -51,7 +51,7 @@ class CocoAnnotation:
 
 # %% ../../nbs/25_masks.annotations.ipynb #955c177b
 def is_whole(value: Any, least: int = 0) -> bool:
-    """Whether a JSON value is a whole number; true and false are none.
+    """Tell whether a JSON value is a whole number; true and false are none.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def is_whole(value: Any, least: int = 0) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """A real number without a fraction as a whole number, since other programs write 120 as 120.0.
+    """Convert a real number without a fraction to a whole number, since other programs write 120 as 120.0.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def whole(value: Any) -> Any:
 
 
 def whole_or_text(value: Any) -> Any:
-    """A whole number that is written as a real number or as text, for ids that are never text.
+    """Convert a real number or a text to the whole number that it stands for, for ids that are never text.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def whole_or_text(value: Any) -> Any:
 
 
 def is_id(value: Any) -> bool:
-    """Whether a JSON value can be the id of an image or an annotation.
+    """Tell whether a JSON value can be the id of an image or an annotation.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ from ..tables import normal_id, read_names, read_text_table
 
 # %% ../../nbs/32_masks.archives.ipynb #58d3153a
 def describe_problem(problem: CocoProblem) -> tuple[str, str]:
-    """Which annotation a problem is about, and what became of it.
+    """Say which annotation a problem is about, and what became of it.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class CocoCells:
 
 # %% ../../nbs/32_masks.archives.ipynb #6733d7c5
 def coco_file(path: Path) -> Path | None:
-    """The COCO file of a folder, or the file itself.
+    """Find the COCO file of a folder, or the file itself.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ _KAGGLE = ("imageid", "encodedpixels")
 
 
 def rows_file(path: Path) -> Path | None:
-    """The table of run lengths of a folder, or the file itself.
+    """Find the table of run lengths of a folder, or the file itself.
 
     Parameters
     ----------

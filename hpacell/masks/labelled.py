@@ -59,7 +59,7 @@ def paint_truth(
     counts: Sequence[str], names: Sequence[str], shape: tuple[int, int] | None, overlap: str,
     problems: Sequence[tuple[str, str]] = (), ids: Sequence[int] | None = None,
 ) -> Truth:  # fmt: skip
-    """Cells of masks that may overlap, with the covered ones among the problems.
+    """Paint masks that may overlap, with the covered ones among the problems.
 
     Parameters
     ----------
@@ -250,7 +250,10 @@ class LabelledImage:
             try:
                 decoded = decode_image(read_bytes(path), path)
             except OSError as error:
-                raise refusal(path, f"an image of {self.image_id}", type(error).__name__, "check the path") from None
+                got, remedy = f"{type(error).__name__}: {error}", "check the path"
+                if isinstance(error, FileNotFoundError):
+                    got, remedy = "no such file", "add it, or give images with other channels a folder of their own"
+                raise refusal(path, f"an image of {self.image_id}", got, remedy) from None
             # Of a file a channel, a picture in colours shows one stain by its brightest colour.
             pixels = decoded.opaque
             planes.append(pixels if len(self.paths) == 1 else pixels.max(axis=2, keepdims=True))

@@ -56,7 +56,7 @@ def check_labels(labels: np.ndarray, name: str = "labels") -> np.ndarray:
 
 # %% ../../nbs/20_masks.labels.ipynb #1aee4071
 def label_ids(labels: np.ndarray) -> np.ndarray:
-    """Numbers that occur in a label image, without the background.
+    """List the numbers that occur in a label image, without the background.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def clear_border(labels: np.ndarray, buffer: int = 0) -> np.ndarray:
 
 # %% ../../nbs/20_masks.labels.ipynb #142c0b10
 def labels_to_masks(labels: np.ndarray) -> np.ndarray:
-    """One mask for each object, in ascending order of the numbers.
+    """Make a mask for each object, in ascending order of the numbers.
 
     Parameters
     ----------

@@ -54,13 +54,16 @@ def _fields_in(folder: Path) -> dict[str, tuple[str, ...]]:
         return {}
 
 # %% ../../nbs/33_masks.layouts.ipynb #f3888a44
+_TARGETS = {"cellmask": "cells", "nucleimask": "nuclei"}  # as HPA-Cell-Segmentation writes them
+
+
 def _split_ending(stem: str) -> tuple[str, str]:
     """Name of the image and the word that marks a label image: ('a', 'cells') of a_cells; ('a', '') of a."""
-    for ending in MASK_WORDS:
+    for ending in (*_TARGETS, *MASK_WORDS):
         before, word = stem[: -len(ending) - 1], stem[len(stem) - len(ending) - 1 :].lower()
         signs = "_" if ending in ("cells", "nuclei") else "_-. "  # hela-cells is a name
         if before and word[1:] == ending and word[0] in signs:
-            return before, ending
+            return before, _TARGETS.get(ending, ending)
     return stem, ""
 
 # %% ../../nbs/33_masks.layouts.ipynb #f542bd91
@@ -263,7 +266,7 @@ LAYOUTS = (*_FIND,)
 
 # %% ../../nbs/33_masks.layouts.ipynb #9fe6c0a9
 def detect_layout(path: str | Path) -> str:
-    """Which layout a folder or file has.
+    """Recognise the layout of a folder or file.
 
     Parameters
     ----------

@@ -51,7 +51,7 @@ _ASIDE = 1.4  # so many times more pixels without a neighbour; over 71 real mask
 
 
 def likely_size(rle: str, shape: Sequence[int]) -> tuple[int, int] | None:
-    """The size that runs speak for, where it is another than the one they are said to have.
+    """Guess the size that runs speak for, where it is another than the one they are said to have.
 
     Parameters
     ----------
@@ -277,7 +277,7 @@ def _beside(folder: str) -> list[LabelledImage]:
 
 # %% ../../nbs/32_masks.tissue.ipynb #b52a3605
 def find_tissue_table(folder: str | Path) -> str | None:
-    """The table in a folder of tissue: train.csv (or train.csv.gz), or the only one.
+    """Find the table in a folder of tissue: train.csv (or train.csv.gz), or the only one.
 
     Parameters
     ----------
@@ -300,7 +300,7 @@ def find_tissue_table(folder: str | Path) -> str | None:
 
 
 def read_header(csv: str | Path) -> set[str]:
-    """Names of the columns of a table, as `hpacell.fields.catalog.read_labels` finds them.
+    """Read the names of the columns of a table, as `hpacell.fields.catalog.read_labels` finds them.
 
     Parameters
     ----------
@@ -325,7 +325,7 @@ def _truth_of(row: object, csv: str, truth: str, folder: str) -> TissueRuns | Ti
 
 # %% ../../nbs/32_masks.tissue.ipynb #8656f61d
 def find_tissue_images(folder: str | Path, csv: str | Path | None = None, truth: str = "rle") -> list[LabelledImage]:
-    """Images of tissue with the truth about their functional units.
+    """Find images of tissue with the truth about their functional units.
 
     Parameters
     ----------

@@ -134,7 +134,7 @@ def parse_submission(path: str | Path) -> Iterator[tuple[int, SubmittedField | V
 
 # %% ../../nbs/38_metrics.triples.ipynb #f2cc58be
 def doubtful_triples(row: SubmittedField) -> list[str]:
-    """What a submission may say but should not, in one of its lines.
+    """Say what a submission may say but should not, in one of its lines.
 
     Parameters
     ----------

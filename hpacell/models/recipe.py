@@ -156,7 +156,7 @@ class TrainingSettings:
 
 # %% ../../nbs/65_models.recipe.ipynb #ad6b67c6
 def split_store(store: CropStore, settings: TrainingSettings) -> pd.Series:
-    """Which crops are for training, stopping and scores.
+    """Choose which crops are for training, stopping and scores.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def split_store(store: CropStore, settings: TrainingSettings) -> pd.Series:
 
 # %% ../../nbs/65_models.recipe.ipynb #0319e046
 def choose_locations(labels: pd.Series, locations: Sequence[str] | None = None) -> tuple[str, ...]:
-    """What is to be learned, with an example of each.
+    """Choose what is to be learned, with an example of each.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def choose_locations(labels: pd.Series, locations: Sequence[str] | None = None) 
 
 # %% ../../nbs/65_models.recipe.ipynb #31edc9aa
 def labels_fields(index: pd.DataFrame) -> bool:
-    """Whether the labels are those of fields, the same for all cells of one; if not, they are the cells' own.
+    """Tell whether the labels are those of fields, the same for all cells of one; if not, they are the cells' own.
 
     Parameters
     ----------

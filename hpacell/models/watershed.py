@@ -49,7 +49,7 @@ def _boundaries(labels: np.ndarray, reach: int) -> np.ndarray:
 
 # %% ../../nbs/61_models.watershed.ipynb #db519e9c
 def make_maps(labels: np.ndarray, reach: int = 2) -> np.ndarray:
-    """The three maps of a label image.
+    """Make the three maps of a label image.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def _keep(labels: np.ndarray, tops: np.ndarray, probability: np.ndarray, marker:
 def watershed_cells(
     maps: np.ndarray, foreground: float = 0.5, marker: float = 0.4, depth: float = 0.1, min_size: int = 10
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of three maps.
+    """Find the cells of three maps.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ GRID = {"foreground": (0.4, 0.5, 0.6, 0.7), "marker": (0.2, 0.3, 0.4, 0.5, 0.6),
 def choose_thresholds(
     maps: Sequence[np.ndarray], labels: Sequence[np.ndarray], grid: dict | None = None, ious: Sequence[float] = (0.5, 0.75, 0.9), **fixed
 ) -> tuple[dict, float]:
-    """The thresholds of `watershed_cells` that suit these images best.
+    """Choose the thresholds of `watershed_cells` that suit these images best.
 
     Parameters
     ----------

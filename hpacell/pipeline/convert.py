@@ -58,7 +58,7 @@ class ConvertReport:
             text += f"\n{count_of(shared, 'pixel')} lay in more than one cell"
         absent = int((~self.images["has_image"].astype(bool)).sum())
         if absent:
-            text += f"\n{count_of(absent, 'image')} had no pixels at hand: the cells alone were written"
+            text += f"\nof {count_of(absent, 'image')} no picture was found, and the cells alone were written: --images FOLDER says where pictures are"
         for note, rows in self.notes.groupby("note", sort=False):
             others = f" and {count_of(len(rows) - 1, 'other image')}" if len(rows) > 1 else ""
             text += f"\n{rows['image_id'].iloc[0]}{others}: {note}"

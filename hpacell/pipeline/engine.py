@@ -8,8 +8,10 @@ __all__ = ['Outcome', 'prepare_workers', 'WorkersError', 'map_items', 'workers_o
 # %% ../../nbs/90_pipeline.engine.ipynb #2bf4cc27
 import multiprocessing
 import os
+import re
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -38,14 +40,21 @@ class Outcome:
     error: str = ""
 
 # %% ../../nbs/90_pipeline.engine.ipynb #c43e3657
+def _is_sentence(error: Exception) -> bool:
+    """Whether an error is one of hpacell's own, which say what was expected: the name of its class adds nothing."""
+    if type(error).__module__.startswith("hpacell"):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    ours = frame.f_globals.get("__name__", "").startswith("hpacell.")
+    return ours and isinstance(error, ValueError) and re.match(r"(.*: )?expected ", str(error)) is not None
+
+
 def _attempt(function: Callable, item: Any) -> Outcome:
     """Call; an exception becomes an outcome."""
     try:
         return Outcome(item, function(item))
     except Exception as error:
-        # Our own errors are sentences; of a foreign one the kind is needed too.
-        known = type(error).__module__.startswith("hpacell")
-        return Outcome(item, error=str(error) if known else f"{type(error).__name__}: {error}")
+        return Outcome(item, error=str(error) if _is_sentence(error) else f"{type(error).__name__}: {error}")
 
 # %% ../../nbs/90_pipeline.engine.ipynb #40fad86b
 def _start_worker() -> None:
@@ -204,7 +213,7 @@ def _submit(pool: ProcessPoolExecutor, function: Callable, item: Any) -> Future:
 
 # %% ../../nbs/90_pipeline.engine.ipynb #83193123
 def workers_of(workers: int, items: Sequence[Any]) -> int:
-    """How many processes are worth starting.
+    """Tell how many processes are worth starting.
 
     Parameters
     ----------

@@ -65,6 +65,8 @@ class ExtractReport:
         Ids of the labels file for which there is no field.
     notes : tuple of str
         What else is worth a sentence.
+    told : tuple of str
+        Those of the notes that were printed before the work began; the text of the report leaves them out.
     """
 
     store: CropStore
@@ -74,11 +76,13 @@ class ExtractReport:
     unlabelled: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         n_good = self.n_fields - len(self.quarantine)
         made = f"{count_of(self.n_made, 'field')} made now" if self.n_made else "all was there already" if n_good else "no field could be used"
-        lines = [f"{count_of(len(self.store), 'cell')} of {count_of(n_good, 'field')} in {self.store.folder} ({made})", *self.notes]
+        notes = [note for note in self.notes if note not in self.told]
+        lines = [f"{count_of(len(self.store), 'cell')} of {count_of(n_good, 'field')} in {self.store.folder} ({made})", *notes]
         if self.unlabelled:
             lines.append(f"{count_of(len(self.unlabelled), 'field')} without labels, e.g. {self.unlabelled[0]}")
         if self.missing:
@@ -151,8 +155,8 @@ def extract_fields(
     texts = catalog.frame.set_index("field_id")["labels"].fillna("") if labels else {}
     origin = {"fields": _absolute(fields), "labels": _absolute(labels), "pattern": pattern, "channels": channels, "reading": asdict(reading or Reading())}
     job = _plan(sources, texts, Path(store), settings, compression, workers, origin)
-    notes = (*_changes(Path(store), job), *job.notes)
-    for note in notes:  # before it takes hours, too
+    notes = told = (*_changes(Path(store), job), *job.notes)
+    for note in told:  # before it takes hours
         print(note, file=sys.stderr)
     try:
         finished, n_made = _build(job, verify)
@@ -160,7 +164,7 @@ def extract_fields(
         notes = (*notes, f"mended: {error}")
         finished, n_made = _build(job, verify=True)
     notes = (*notes, *reading_notes(finished), *misfit_notes(finished), *empty_notes(finished))
-    return ExtractReport(finished, len(sources), n_made, finished.quarantine, catalog.missing_labels, catalog.missing_files, notes)
+    return ExtractReport(finished, len(sources), n_made, finished.quarantine, catalog.missing_labels, catalog.missing_files, notes, told)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #50f50ab5
 def _extract_to(store: str, fields, labels, settings, pattern, channels, workers, compression, verify, reading) -> ExtractReport:
@@ -304,7 +308,7 @@ def _common_channels(sample: Sequence[tuple[tuple[str, ...], list[Brightness]]])
 
 # %% ../../nbs/91_pipeline.extract.ipynb #6be1eff8
 def read_origin(store: str | Path) -> dict | None:
-    """What a store was made of.
+    """Read what a store was made of.
 
     Parameters
     ----------

@@ -207,7 +207,7 @@ def _statements(path: Path) -> str:
 
 # %% ../../nbs/89_pipeline.field.ipynb #88c0171b
 def field_key(source: FieldSource, content: str, settings: ExtractSettings) -> str:
-    """What stands for all that a field's cells depend on.
+    """Hash all that a field's cells depend on.
 
     Parameters
     ----------

@@ -108,7 +108,7 @@ def read_params(params: str | Path) -> dict:
 
 # %% ../../nbs/88_pipeline.plan.ipynb #6fdadc28
 def read_steps(content: Mapping[str, object], params: str | Path, workflow: str | None = None, beside: Sequence[str] = ()) -> dict[str, dict]:
-    """The workflows of a params file with their parameters, checked.
+    """Read the workflows of a params file with their parameters, checked.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def apply_overrides(steps: dict[str, dict], overrides: Sequence[str]) -> list[tu
 
 # %% ../../nbs/88_pipeline.plan.ipynb #8be858ba
 def parameter_targets(steps: Mapping[str, Mapping], key: str) -> list[tuple[str, str]]:
-    """What a key stands for in some workflows.
+    """Find what a key stands for in some workflows.
 
     Parameters
     ----------
@@ -265,7 +265,7 @@ def _read_value(value: str, text: str, known: Parameter) -> object:
 
 # %% ../../nbs/88_pipeline.plan.ipynb #d65643f5
 def labels_beside(fields: str | Path) -> str:
-    """A table of labels that lies in the folder of the fields.
+    """Find a table of labels that lies in the folder of the fields.
 
     Parameters
     ----------
@@ -301,7 +301,7 @@ def tell_fields(steps: Iterable[Mapping[str, object]]) -> None:
 def count_matches(
     fields: str | Path, labels: str | Path, pattern: str | None = None, channels: Sequence[str] | None = None
 ) -> tuple[int, int]:
-    """How many ids of a table of labels have a field.
+    """Count the ids of a table of labels that have a field.
 
     Parameters
     ----------
@@ -331,7 +331,7 @@ def count_matches(
 
 # %% ../../nbs/88_pipeline.plan.ipynb #d0900e42
 def check_truth(truth: str | Path, field_ids: Iterable[str]) -> None:
-    """An error unless a folder holds the true cells of some of the fields that are to be scored.
+    """Check that a folder holds the true cells of some of the fields that are to be scored.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ from ..vocabulary import count_of
 
 # %% ../../nbs/92_pipeline.predict.ipynb #1592e3c1
 def check_channels(classifier: TrainedClassifier, store: CropStore) -> None:
-    """An error unless the crops are of the kind that the classifier was trained on.
+    """Check that the crops are of the kind that the classifier was trained on.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def check_channels(classifier: TrainedClassifier, store: CropStore) -> None:
 
 # %% ../../nbs/92_pipeline.predict.ipynb #06d2818f
 def predict_store(classifier: TrainedClassifier, store: CropStore, batch_size: int = 256) -> pd.DataFrame:
-    """The index of a store with a column `p_<location>` for each location.
+    """Give the index of a store with a column `p_<location>` for each location.
 
     Parameters
     ----------
@@ -123,11 +123,11 @@ class PredictReport:
 
     def __str__(self) -> str:
         found = f"{count_of(len(self.cells), 'cell')} of {count_of(len(self.extracted.store.fields), 'field')} in {self.folder}"
-        return "\n".join([found, *self.notes])
+        return "\n".join([found, *(note for note in self.notes if note not in self.extracted.told)])
 
 # %% ../../nbs/92_pipeline.predict.ipynb #662b8d42
 def settings_of(classifier: TrainedClassifier) -> ExtractSettings:
-    """How crops have to be cut for a classifier.
+    """Give the settings by which crops are cut for a classifier.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def find_channels(
     classifier: TrainedClassifier, fields: str | Path, pattern: str | None = None, channels: Sequence[str] | None = None,
     reading: Reading | None = None,
 ) -> tuple[list[FieldSource], Sequence[str] | None]:
-    """Fields with the channels that a classifier was trained on.
+    """Find fields with the channels that a classifier was trained on.
 
     Parameters
     ----------
@@ -221,7 +221,7 @@ def _draw_overlays(sources: Sequence[FieldSource], cells: pd.DataFrame, folder: 
 
 # %% ../../nbs/92_pipeline.predict.ipynb #f1f18245
 def surest_cells(cells: pd.DataFrame, locations: Sequence[str], n: int, least: float = 0.0) -> pd.DataFrame:
-    """The cells that most likely show each location.
+    """Choose the cells that most likely show each location.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def surest_cells(cells: pd.DataFrame, locations: Sequence[str], n: int, least: f
 
 # %% ../../nbs/92_pipeline.predict.ipynb #57ee68d1
 def map_cells(classifier: TrainedClassifier, store: CropStore, chosen: pd.DataFrame) -> np.ndarray:
-    """Where in their crops cells show a location.
+    """Map where in their crops cells show a location.
 
     Parameters
     ----------
@@ -300,7 +300,7 @@ def predict_fields(
     intensity_scale: IntensityScale | None = None,
     diameter: float = 0,
 ) -> PredictReport:
-    """Locations of every cell of a folder of fields.
+    """Predict the locations of every cell of a folder of fields.
 
     The folder `out` then holds ``cells.parquet`` (a row per cell with its probabilities), ``submission.csv`` (the
     competition's file), ``quarantine.csv`` (fields that could not be used or drawn, and why), ``overlays/`` (a picture

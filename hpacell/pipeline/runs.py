@@ -288,7 +288,7 @@ def _execute(step: str, values: dict, folder: Path) -> None:
         with _kernel_prints_to(folder / f"{step}.log"):
             execute_notebook(
                 str(workflow_folder() / f"{step}.ipynb"), str(partial), parameters=values, kernel_name="python3",
-                progress_bar={"desc": step}, request_save_on_cell_execute=False, log_output=False,
+                progress_bar={"desc": step, "unit": "step"}, request_save_on_cell_execute=False, log_output=False,
             )  # fmt: skip
     finally:
         for name, value in former.items():

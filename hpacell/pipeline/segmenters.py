@@ -24,6 +24,7 @@ from ..fields.read import read_field
 from ..files import fingerprint, read_json
 from ..masks.labels import enlarge_labels, relabel
 from ..models.places import CARD_NAME, SHIPPED, look_for_model
+from ..progress import load_tensorflow
 from ..vocabulary import CHANNELS
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #9142950b
@@ -44,7 +45,7 @@ def _card_of(method: str) -> Path | None:
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #953b62ee
 def check_method(method: str) -> None:
-    """An error unless there is such a method.
+    """Check that there is such a method.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def check_method(method: str) -> None:
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #f0db9b85
 def method_for(method: str, channels: Sequence[str]) -> str:
-    """What a method means for a field.
+    """Resolve what a method means for a field.
 
     Parameters
     ----------
@@ -94,7 +95,7 @@ def _channels_in(source: FieldSource) -> Sequence[str]:
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #ed9f2ed8
 def processes_for(method: str, sources: Sequence[FieldSource], workers: int) -> int:
-    """How many processes are to work on fields.
+    """Tell how many processes are to work on fields.
 
     Parameters
     ----------
@@ -119,7 +120,7 @@ def processes_for(method: str, sources: Sequence[FieldSource], workers: int) -> 
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #34823ab2
 def method_signature(method: str, channels: Sequence[str] = ()) -> str:
-    """What stands for a method and its weights.
+    """Describe a method and its weights by a text that changes with them.
 
     Parameters
     ----------
@@ -143,7 +144,8 @@ def method_signature(method: str, channels: Sequence[str] = ()) -> str:
 @lru_cache(2)
 def _load(method: str, signature: str):
     """The trained segmenter, once a process as long as its card stays the same."""
-    from hpacell.models.segmenter_card import load_segmenter  # loads TensorFlow: for those alone who need it
+    load_tensorflow()  # here, for those alone who need it
+    from hpacell.models.segmenter_card import load_segmenter
 
     return load_segmenter(_folder_of(method))
 
@@ -155,7 +157,7 @@ def _has_bright_ground(image: np.ndarray) -> bool:
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #1f397347
 def nuclear_picture(image: np.ndarray, channels: Sequence[str]) -> np.ndarray:
-    """What a network that knows nuclei is to look at.
+    """Choose the channels that a network for nuclei is to look at.
 
     Parameters
     ----------
@@ -241,7 +243,7 @@ def _segment_learned(
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #3d40dd2b
 def segmenter_of(method: str) -> Callable[..., Segmentation]:
-    """The function that finds nuclei and cells.
+    """Return the function that finds nuclei and cells.
 
     Parameters
     ----------

@@ -45,7 +45,7 @@ def misfit_notes(store: CropStore) -> tuple[str, ...]:
     found = []
     for column, what, remedy in (
         ("saturated", "with pixels brighter than the range of the crops, which are cut off, at most {:.3g} % of a channel of {}", "a greater --bits or --range, unless they are mere hot pixels"),
-        ("used", "that use little of the range of the crops, the least {:.3g} % by {}", "a smaller --bits or --range"),
+        ("used", "using little of the range of the crops, the least {:.3g} % by {}", "a smaller --bits or --range"),
     ):
         if column in store.fields and store.fields[column].notna().any():
             rows = store.fields.dropna(subset=[column]).sort_values(column, ascending=column == "used")

@@ -21,7 +21,7 @@ from ..vocabulary import check_known
 
 # %% ../../nbs/87_pipeline.templates.ipynb #671dae80
 def workflow_folder() -> Path:
-    """Where the workflow notebooks lie.
+    """Return the folder of the workflow notebooks.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def workflow_folder() -> Path:
 
 # %% ../../nbs/87_pipeline.templates.ipynb #bb18d496
 def list_workflows() -> list[str]:
-    """Names of the workflows.
+    """List the names of the workflows.
 
     Returns
     -------
@@ -67,7 +67,7 @@ class Parameter:
 
 # %% ../../nbs/87_pipeline.templates.ipynb #d50a86fd
 def workflow_parameters(workflow: str) -> dict[str, Parameter]:
-    """Parameters of a workflow.
+    """Read the parameters of a workflow.
 
     Parameters
     ----------
