@@ -94,7 +94,13 @@ def _wanted(channels: Sequence[str] | Mapping[str, str] | str | None) -> tuple[t
     if isinstance(channels, str):
         channels = channels.split(",")
     pairs = channels.items() if isinstance(channels, Mapping) else [item.rpartition("=")[::2] for item in channels]
+    pairs = list(pairs)
     renames = {word.strip().lower(): _channel_name(name) for word, name in pairs if word}
+    alone = [_channel_name(name) for word, name in pairs if not word]
+    twice = next((name for name in alone if alone.count(name) > 1), None)
+    if twice:
+        written = " and ".join(name.strip() for word, name in pairs if not word and _channel_name(name) == twice)
+        raise FieldError(f"expected each channel once, got {twice} twice ({written}): give all but one a name that is no stain, such as other")
     names = tuple(dict.fromkeys(_channel_name(name) for _, name in pairs))
     return names, renames
 

@@ -94,7 +94,8 @@ class ExtractedField:
     ----------
     field : dict
         Row of the store's field table: `field_id, labels, height, width, pixel_um, content, notes`; and of a field that does
-        not fit the scale of the store `saturated` or `used`, see `hpacell.fields.depth.misfit_of`.
+        not fit the scale of the store `saturated` or `used`, see `hpacell.fields.depth.misfit_of`; and of a field without
+        cells `smallest_px`, the diameter from which on nuclei were searched.
     channels : tuple of str
         Channels by stain.
     cells : DataFrame
@@ -147,6 +148,8 @@ def cut_field(field: Field, settings: ExtractSettings | None = None, labels: str
         "field_id": field.field_id, "labels": labels, "height": height, "width": width, "pixel_um": field.pixel_um,
         "content": field.content, "notes": "|".join(field.notes), **misfit_of(field, small, scale),
     }  # fmt: skip
+    if not len(table) and segmented.smallest_px:
+        row["smallest_px"] = round(segmented.smallest_px, 1)
     return ExtractedField(row, field.channels, table, crops)
 
 # %% ../../nbs/89_pipeline.field.ipynb #abe1d74a
