@@ -8,6 +8,7 @@ __all__ = ['COMMANDS', 'RESUMABLE', 'main']
 # %% ../nbs/99_cli.ipynb #0941791d
 import argparse
 import errno
+import json
 import os
 import re
 import shutil
@@ -262,7 +263,11 @@ def _show_run(record: dict) -> int:
     if page.exists():
         print(f"page:   {page}")
     print(f"report: {record['folder']}/report.html")
-    return 1 if record["n_quarantined"] else 0
+    explored = Path(record["folder"]) / "metrics_explore.json"
+    n_bad = json.loads(explored.read_text()).get("n_unreadable_examples", 0) if explored.exists() else 0
+    if n_bad:
+        print(f"{count_of(n_bad, 'field')} of those that were looked at cannot be read: the report says why", file=sys.stderr)
+    return 1 if record["n_quarantined"] or n_bad else 0
 
 # %% ../nbs/99_cli.ipynb #3f7f84e5
 def _runs(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from hpacell import cli
 from hpacell.arguments import BORDERS, COMPRESSIONS, EXPORTS, METHODS, make_parser
 from hpacell.cells.nuclei import BORDERS as KNOWN_BORDERS
 from hpacell.cli import COMMANDS, main
@@ -400,3 +401,11 @@ def test_addresses_of_local_files_are_paths(tmp_path, capsys):
     assert f"in {tmp_path}/store" in capsys.readouterr().out
     assert main(["verify", f"{address}/store", "--repair"]) == 0
     assert main(["segment", f"{address}/fields", "--out", f"{address}/masks", "--method", "classical", "--workers", "1"]) == 0
+
+
+def test_fields_that_a_report_could_not_read_are_told(tmp_path, capsys):
+    record = {"folder": str(tmp_path), "steps": {}, "n_quarantined": 0}
+    (tmp_path / "metrics_explore.json").write_text('{"n_unreadable_examples": 0}')
+    assert cli._show_run(record) == 0 and not capsys.readouterr().err
+    (tmp_path / "metrics_explore.json").write_text('{"n_unreadable_examples": 2}')
+    assert cli._show_run(record) == 1 and "2 fields of those that were looked at cannot be read" in capsys.readouterr().err

@@ -291,3 +291,18 @@ def test_real_numbers_added_to_a_store_of_whole_ones(tmp_path):
 def test_shares_of_pixels_are_written_as_people_read_them(tmp_path):
     report = extract(write(tmp_path / "fields", [CAMERA.astype(np.float32) + 10]), tmp_path / "store", intensity_range=(0, 1))
     assert any("at most 100 % of a channel of f0" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("bits", [12, 14, 16])
+def test_bits_that_are_given_count_for_a_camera_whatever_the_type(tmp_path, dtype, bits):
+    report = extract(write(tmp_path / "fields", [CAMERA, CAMERA.astype(dtype)]), tmp_path / "store", bits=bits)
+    assert parameters_of(report.store)["real_range"] == [0.0, 2.0**bits]
+    one, other = (report.store.crops(np.flatnonzero(report.store.index["field_id"] == name)) for name in ("f0", "f1"))
+    assert np.array_equal(one, other)
+
+
+def test_bits_say_nothing_about_shares_of_one():
+    share, signed = [Brightness("real", 0.01, 0.9, None)], [Brightness("real", -900.0, 900.0, None)]
+    assert decide_scale([share] * 3, IntensityScale(14))[0].real_range == (0.0, 1.0)
+    assert decide_scale([signed] * 3, IntensityScale(14))[0].real_range == (-1024.0, 1024.0)

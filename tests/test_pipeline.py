@@ -7,11 +7,15 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from pycocotools import mask as coco
 
 from hpacell.cli import main
 from hpacell.feed.remote import fetch_store
 from hpacell.feed.store import read_store
+from hpacell.fields.find import find_fields
+from hpacell.fields.image import FieldError, Reading
+from hpacell.fields.read import read_field
 from hpacell.fields.simulate import simulate_fields
 from hpacell.masks.rle import decode_labels_rle
 from hpacell.metrics.submission import read_submission, validate_submission
@@ -285,3 +289,61 @@ def test_segmented_images_hold_what_is_counted(fields, tmp_path):
     for target in ("cells", "nuclei"):
         counted = {one.image_id: len(np.unique(one.read_truth().labels)) - 1 for one in find_labelled(tmp_path / "masks", "plain", target=target)}
         assert counted == report.fields.set_index("field_id")[f"n_{target}"].to_dict()
+
+
+# ---- options that change what files mean
+
+
+def four_channels(folder, n=2):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        image = np.stack([np.roll(disc_picture(), 3 * k) for k in range(4)])
+        tifffile.imwrite(folder / f"f{i}.tif", image, photometric="minisblack", metadata={"axes": "CYX"})
+    return folder
+
+
+def disc_picture(side=130):
+    rows, cols = np.mgrid[:side, :side]
+    image = np.full((side, side), 12, np.float32)
+    for row, col in ((32, 32), (32, 96), (96, 32), (96, 96)):
+        image[(rows - row) ** 2 + (cols - col) ** 2 <= 14**2] = 180
+    return (image + np.random.default_rng(0).normal(0, 3, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+def test_a_store_follows_the_names_of_channels(tmp_path):
+    folder, settings = four_channels(tmp_path / "fields"), ExtractSettings(method="classical", crop_size=32)
+    named = extract_fields(folder, tmp_path / "store", settings=settings, workers=1, channels=["er", "protein", "nucleus", "microtubules"])
+    assert len(named.store) > 0
+    again = extract_fields(folder, tmp_path / "store", settings=settings, workers=1)
+    assert again.quarantine.empty and again.store.channels == ("microtubules", "protein", "nucleus", "er") and len(again.store) == len(named.store)
+    assert any("made again: channels er, protein, nucleus, microtubules -> microtubules, protein, nucleus, er" in note for note in again.notes)
+    assert extract_fields(folder, tmp_path / "store", settings=settings, workers=1).n_made == 0
+
+
+def test_a_store_follows_the_slice_that_is_chosen(tmp_path):
+    (tmp_path / "fields").mkdir()
+    stack = np.stack([disc_picture(), disc_picture() // 2])
+    tifffile.imwrite(tmp_path / "fields" / "a.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    settings, levels = ExtractSettings(method="classical", crop_size=32), []
+    for z in ("0", "1"):
+        report = extract_fields(tmp_path / "fields", tmp_path / "store", settings=settings, workers=1, reading=Reading(z=z))
+        levels.append(report.store.crops(np.arange(len(report.store))).max())
+    assert levels[0] > 1.8 * levels[1] and any("made again: z '0' -> '1'" in note for note in report.notes)
+
+
+def test_fields_without_cells_are_named(tmp_path):
+    (tmp_path / "fields").mkdir()
+    for name, image in (("full", disc_picture()), ("empty", np.full((130, 130), 9, np.uint8))):
+        tifffile.imwrite(tmp_path / "fields" / f"{name}.tif", image)
+    report = extract_fields(tmp_path / "fields", tmp_path / "store", settings=ExtractSettings(method="classical", crop_size=32), workers=1)
+    told = [note for note in report.notes if note.startswith("no cells")]
+    assert len(told) == 1 and "in 1 field: empty; if there are some" in told[0] and "--diameter" in told[0]
+
+
+def test_a_channel_that_is_named_twice(tmp_path):
+    four_channels(tmp_path / "fields")
+    for names in (["protein", "nucleus", "er", "dapi"], ["nucleus", "nucleus", "er", "protein"]):
+        with pytest.raises(FieldError, match=r"expected each channel once, got nucleus twice \(nucleus and .*a name that is no stain, such as other"):
+            find_fields(tmp_path / "fields", channels=names)
+    source = find_fields(tmp_path / "fields", channels=["protein", "nucleus", "er", "other"])[0]
+    assert read_field(source).channels == ("protein", "nucleus", "er", "other")

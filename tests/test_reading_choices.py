@@ -304,7 +304,7 @@ def test_a_field_without_nuclei_says_what_was_looked_for(tmp_path):
     place.mkdir()
     cv2.imwrite(str(place / "empty.png"), np.full((96, 96), 7, np.uint8))
     report = extract_fields(place, tmp_path / "store", settings=ExtractSettings(method="classical", crop_size=32), workers=1)
-    assert len(report.store) == 0 and any(re.search(r"no nuclei of \d.* pixels or more across in 1 field: empty; .*--diameter", note) for note in report.notes)
+    assert len(report.store) == 0 and any(re.search(r"no cells with nuclei of \d.* pixels or more across in 1 field: empty; .*--diameter", note) for note in report.notes)
 # ---- numbers that a file stores turned over or shifted, and options for files that have nothing to choose from
 
 
@@ -387,3 +387,43 @@ def test_one_slice_with_values_that_are_no_numbers_leaves_the_others():
     stack[0, :10] = np.nan
     decoded = decode_image(tiff(stack, metadata={"axes": "ZYX"}), "a.tif")
     assert np.array_equal(decoded.pixels[:10, :, 0], OTHER[:10].astype(np.float32))
+
+
+FIRE = np.stack([np.minimum(255, np.arange(256) * 2), np.maximum(0, np.arange(256) * 2 - 255), np.zeros(256, int)], axis=1).astype(np.uint8)
+
+
+def indexed(numbers, table, kind):
+    buffer, image = io.BytesIO(), Image.frombytes("P", numbers.shape[::-1], numbers.tobytes())
+    image.putpalette(table.tobytes())
+    image.save(buffer, kind, **({"optimize": False} if kind == "GIF" else {}))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("table", [FIRE, FIRE[:, ::-1].copy()], ids=["fire", "ice"])
+def test_a_lookup_table_leaves_the_numbers_alone_in_every_format(kind, table):
+    decoded = decode_image(indexed(GREY, table, kind), "a")
+    assert np.array_equal(decoded.pixels[..., 0], GREY) and decoded.pixels.shape[2] == 1
+    assert any("colours of a lookup table left out" in note for note in decoded.notes)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF"])
+def test_colours_of_a_picture_that_only_rise_are_no_lookup_table(kind):
+    table = np.where(np.arange(256)[:, None] % 2, FIRE, FIRE[:, ::-1])  # sorted by brightness
+    assert np.array_equal(decode_image(indexed(GREY, table, kind), "a").pixels, table[GREY])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP"])
+def test_greys_of_a_palette_are_greys(kind):
+    table = np.repeat(np.sqrt(np.arange(256) * 255).astype(np.uint8)[:, None], 3, axis=1)
+    assert np.array_equal(decode_image(indexed(GREY, table, kind), "a").pixels[..., 0], table[GREY][..., 0])
+
+
+def test_imagej_gives_one_table_and_one_label_without_a_list():
+    table = np.stack([np.zeros(256), np.zeros(256), np.arange(256)]).astype(np.uint8)
+    content = io.BytesIO()
+    tifffile.imwrite(content, GREY, imagej=True, metadata={"LUTs": [table], "Labels": ["DAPI"]})
+    assert np.array_equal(decode_image(content.getvalue(), "a.tif").pixels[..., 0], GREY)
+    content = io.BytesIO()
+    tifffile.imwrite(content, np.stack([GREY] * 4), imagej=True, metadata={"axes": "CYX", "Labels": ["DAPI"]})
+    assert decode_image(content.getvalue(), "a.tif").names == ()

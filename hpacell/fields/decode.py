@@ -16,7 +16,10 @@ import imagecodecs
 import numpy as np
 from PIL import Image
 
-from .image import AGAIN, MAX_PIXELS, Decoded, FieldError, Numbers, Reading, byte_limit, check_size, check_slice, kind_of_numbers, note_orientation, refusal, to_numbers
+from hpacell.fields.image import (
+    AGAIN, LOOKUP_NOTE, MAX_PIXELS, Decoded, FieldError, Numbers, Reading, byte_limit, check_size, check_slice, is_lookup_table,
+    kind_of_numbers, note_orientation, refusal, to_numbers,
+)  # fmt: skip
 from .tiff import decode_tiff
 from .tiff_metadata import pixel_size
 
@@ -39,14 +42,35 @@ def _read_chunks(content: bytes, path: str, max_pixels: int) -> dict[bytes, byte
         raise refusal(path, "pixels", "a PNG without any", AGAIN)
     return chunks
 
-# %% ../../nbs/09_fields.decode.ipynb #570b56bf
+# %% ../../nbs/09_fields.decode.ipynb #bb478114
+def _samples(array: np.ndarray, path: str) -> Decoded:
+    """(H, W), grey + alpha (H, W, 2), or colour (H, W, 3 or 4)."""
+    pixels, notes = to_numbers(array, path)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    n = pixels.shape[2]
+    return Decoded(pixels, "grey" if n < 3 else "colour", alpha=n in (2, 4), numbers=Numbers(kind_of_numbers(array.dtype)), notes=notes)
+
+# %% ../../nbs/09_fields.decode.ipynb #8549f052
+def _numbers_of_lookup(image: Image.Image, path: str) -> Decoded | None:
+    """Numbers of a picture whose colours are those of a lookup table for 256 levels; None for any other picture."""
+    colours = np.array(image.getpalette("RGB") or [], np.int64).reshape(-1, 3) if image.mode == "P" else np.zeros((0, 3))
+    if len(colours) != 256 or (colours == colours[:, :1]).all() or not is_lookup_table(colours):
+        return None
+    return replace(decoded := _samples(np.asarray(image), path), notes=(*decoded.notes, LOOKUP_NOTE))
+
+# %% ../../nbs/09_fields.decode.ipynb #27abcbed
 _LARGEST_UM = 10.0  # more is the resolution of a screen or a printer
 
 
 def _decode_png(content: bytes, path: str, max_pixels: int) -> Decoded:
     """A PNG, after checking its chunks."""
     chunks = _read_chunks(content, path, max_pixels)
-    decoded = _samples(imagecodecs.png_decode(content), path)
+    indexed = None
+    if b"PLTE" in chunks and b"tRNS" not in chunks:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as below
+            indexed = _numbers_of_lookup(Image.open(io.BytesIO(content), formats=("PNG",)), path)
+    decoded = indexed or _samples(imagecodecs.png_decode(content), path)
     size, bits = chunks.get(b"pHYs", b""), min(chunks.get(b"sBIT", b"\x10")) if chunks.get(b"sBIT") else 16
     pixel_um, notes = None, ()
     if len(size) == 9 and size[8] == 1:
@@ -58,14 +82,6 @@ def _decode_png(content: bytes, path: str, max_pixels: int) -> Decoded:
     if b"acTL" in chunks:
         notes = (*notes, "still image of an animated PNG")
     return replace(decoded, pixel_um=pixel_um, numbers=numbers, notes=notes)
-
-# %% ../../nbs/09_fields.decode.ipynb #bb478114
-def _samples(array: np.ndarray, path: str) -> Decoded:
-    """(H, W), grey + alpha (H, W, 2), or colour (H, W, 3 or 4)."""
-    pixels, notes = to_numbers(array, path)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    n = pixels.shape[2]
-    return Decoded(pixels, "grey" if n < 3 else "colour", alpha=n in (2, 4), numbers=Numbers(kind_of_numbers(array.dtype)), notes=notes)
 
 # %% ../../nbs/09_fields.decode.ipynb #891879df
 def _highest_of_pnm(content: bytes) -> int:
@@ -97,9 +113,10 @@ def _decode_pillow(content: bytes, path: str, max_pixels: int, kind: str) -> Dec
         notes = (f"{image.mode} colours converted to RGB",) if other else ()
         notes += (f"first of {image.n_frames} pictures in the file",) if getattr(image, "n_frames", 1) > 1 else ()
         notes += note_orientation(image.getexif().get(274)) if kind in ("JPEG", "WEBP") else ()
+        indexed = _numbers_of_lookup(image, path)
         if other or image.mode in ("P", "PA"):
             image = image.convert("RGB")
-        decoded = _samples(np.asarray(image), path)
+        decoded = indexed or _samples(np.asarray(image), path)
         if image.mode in ("I", "I;16", "I;16B"):
             decoded = replace(decoded, numbers=Numbers("unsigned"))
     decoded = _unscale_pnm(decoded, _highest_of_pnm(content)) if kind == "PPM" else decoded

@@ -216,10 +216,11 @@ def decide_scale(sample: Sequence[Sequence[Brightness]], given: IntensityScale =
         why = "as the files state" if stated else f"since bright structures reach {top:,.0f}"
         notes.append(f"16-bit numbers are scaled to 8 bits as {scale.bits} bits, {why} (--bits decides)")
     if real and not scale.real_range:
-        stated = _stated_by_most(real)
-        scale = replace(scale, real_range=stated or _real_range(real))
+        stated, low_to_high = _stated_by_most(real), _real_range(real)
+        as_whole = not stated and low_to_high[0] == 0 and 256 < low_to_high[1] <= 2.0**scale.bits  # by a camera, stored in another type
+        scale = replace(scale, real_range=stated or ((0.0, 2.0**scale.bits) if as_whole else low_to_high))
         low, high = scale.real_range
-        why = "as the files state" if stated else f"since they reach {min(one.low for one in real):.4g} to {_second_brightest([one.high for one in real]):.4g}"
+        why = "as the files state" if stated else f"as whole numbers of {scale.bits} bits" if as_whole else f"since they reach {min(one.low for one in real):.4g} to {_second_brightest([one.high for one in real]):.4g}"
         notes.append(f"real numbers from {low:g} to {high:g} are scaled to 8 bits, {why} (--range decides)")
     return scale, tuple(notes)
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from .group import left_out_sentences, read_names
 from .image import FieldError, Reading, refusal
-from .names import IMAGE_SUFFIXES, NamedFile as _File, NamesRead, image_stem as _stem, normal_name
+from .names import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, NamedFile as _File, NamesRead, image_stem as _stem, normal_name
 from .patterns import pattern_of_mask, read_pattern
 from .tiff_metadata import stain_of
 from ..files import is_remote, join_path, list_files, path_name
@@ -95,7 +95,13 @@ def _wanted(channels: Sequence[str] | Mapping[str, str] | str | None) -> tuple[t
     if isinstance(channels, str):
         channels = channels.split(",")
     pairs = channels.items() if isinstance(channels, Mapping) else [item.rpartition("=")[::2] for item in channels]
+    pairs = list(pairs)
     renames = {word.strip().lower(): _channel_name(name) for word, name in pairs if word}
+    alone = [_channel_name(name) for word, name in pairs if not word]
+    twice = next((name for name in alone if alone.count(name) > 1), None)
+    if twice:
+        written = " and ".join(name.strip() for word, name in pairs if not word and _channel_name(name) == twice)
+        raise FieldError(f"expected each channel once, got {twice} twice ({written}): give all but one a name that is no stain, such as other")
     names = tuple(dict.fromkeys(_channel_name(name) for _, name in pairs))
     return names, renames
 
@@ -352,23 +358,16 @@ def find_fields(
     return survey_fields(fields, pattern, channels, reading).sources
 
 # %% ../../nbs/09_fields.find.ipynb #43867af3
-_FOREIGN = (".nd2", ".czi", ".lif", ".oib", ".oif", ".ims", ".vsi", ".zarr", ".mov", ".avi", ".mp4")
-
-
-def _folders_in(folder: str, most: int = 200) -> list[str]:
-    """Folders of a local folder, at any depth, some of them where there are very many."""
-    return [] if is_remote(folder) else sorted(one for one, _, _ in islice(os.walk(folder), 1, most))
-
-
 def _nothing(where: str, paths: Sequence[str]) -> FieldError:
     """Make the error for a folder without fields."""
     masks = [path for path in paths if _stem(path) is not None]
     if masks:
         got = count_of(len(masks), "mask or label image", "masks or label images") + " by their names"
         return refusal(where, "images of fields", got, f"to read them as fields: --pattern {pattern_of_mask(masks[0])!r}")
-    ends, folders, remedy = [os.path.splitext(path)[1].lower() for path in paths], _folders_in(where), "check the path"
+    folders = [] if is_remote(where) else sorted(one for one, _, _ in islice(os.walk(where), 1, 200))
+    ends, remedy = [os.path.splitext(path)[1].lower() for path in paths], "check the path"
     got = count_of(len(paths), "file") + f" ({', '.join(sorted({end or 'no suffix' for end in ends})[:5])})" * bool(ends)
-    foreign = next((end for end in (*ends, *(os.path.splitext(one)[1].lower() for one in folders)) if end in _FOREIGN), None)
+    foreign = next((end for end in (*ends, *(os.path.splitext(one)[1].lower() for one in folders)) if end in FOREIGN_SUFFIXES), None)
     inner, images = next(((one, own) for one in folders if (own := [path for path in list_files(one) if _stem(path)])), ("", []))
     if foreign:
         remedy = f"save what is in {foreign} files as TIFF, with Fiji or bfconvert"

@@ -206,7 +206,8 @@ def _read_file(path: str, what: str, max_pixels: int, reading: Reading, n_names:
         content = read_bytes(path)
     except FileNotFoundError:
         raise refusal(
-            path, what, "no such file", "add it, or name with --channels the channels that all fields have"
+            path, what, "no such file",
+            "check the path" if what == "an image" else "add it, or name with --channels the channels that all fields have",
         ) from None
     except OSError as error:
         raise refusal(

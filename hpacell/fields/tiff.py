@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from .image import AGAIN, PLANES, Decoded, Numbers, Reading, check_size, check_slice, kind_of_numbers, note_orientation, refusal, to_numbers
+from hpacell.fields.image import (
+    AGAIN, LOOKUP_NOTE, PLANES, Decoded, Numbers, Reading, check_size, check_slice, is_lookup_table, kind_of_numbers, note_orientation,
+    refusal, to_numbers,
+)  # fmt: skip
 from .tiff_metadata import read_tiff_metadata
 
 if TYPE_CHECKING:
@@ -249,9 +252,8 @@ def _apply_palette(array: np.ndarray, page: "tifffile.TiffPage") -> tuple[np.nda
     table = page.colormap
     if int(page.photometric) != 3 or table is None or array.shape[2] != 1 or array.dtype.kind != "u":
         return array, ()
-    brightness = np.asarray(table, np.float64).max(axis=0)
-    if (np.diff(brightness) >= 0).all() and brightness[-1] > brightness[0]:
-        return array, ("colours of a lookup table left out: the intensities are the file's own numbers",)
+    if is_lookup_table(np.asarray(table).T):
+        return array, (LOOKUP_NOTE,)
     colours = (np.asarray(table) >> 8).astype(np.uint8).T
     return colours[array[..., 0]], ("colours of a palette applied",)
 

@@ -198,8 +198,10 @@ def _range_of(low: float, high: float, dtype: np.dtype) -> tuple[float, float] |
 # %% ../../nbs/07_fields.tiff_metadata.ipynb #1c3e4878
 def _read_imagej(notes: dict, n_channels: int, dtype: np.dtype) -> tuple[ChannelNames, str, tuple[float, float] | None]:
     """Names of channels, unit of length and display range that ImageJ states."""
-    luts = [tuple(int(value) for value in np.asarray(lut)[:, -1] > 127) for lut in notes.get("LUTs", [])]
-    labels = [str(label) for label in notes.get("Labels", [])]
+    tables, texts = notes.get("LUTs", []), notes.get("Labels", [])  # tifffile gives a single one without a list around it
+    tables = [tables] if isinstance(tables, np.ndarray) and tables.ndim == 2 else tables
+    luts = [tuple(int(value) for value in np.asarray(lut)[:, -1] > 127) for lut in tables]
+    labels = [str(label) for label in ([texts] if isinstance(texts, str) else texts)]
     names = labels if len(labels) == n_channels > 1 else [""] * (len(luts) or n_channels)
     channels = name_channels(names, luts if len(luts) == len(names) else ())
     if len(labels) == n_channels > 1 and not any(stain_of(label) for label in labels):  # mostly names of files

@@ -241,7 +241,9 @@ def _plan(sources: list[FieldSource], texts: Mapping[str, str], store: Path, set
     settings = replace(settings, bits=scale.bits, real_range=scale.real_range)
     if compression == "auto":
         compression = former.get("compression") or choose_compression(store)
-    channels = Counter(source.channels for source in sources).most_common(1)[0][0] or tuple(former.get("store_channels", ())) or _common_channels(sample())
+    same = all(former.get(name) == _as_json(origin)[name] for name in ("channels", "reading"))  # so files mean what they meant
+    kept = tuple(former.get("store_channels", ())) if same else ()
+    channels = Counter(source.channels for source in sources).most_common(1)[0][0] or kept or _common_channels(sample())
     origin = {**origin, "settings": _as_json(asdict(settings)), "compression": compression, "store_channels": list(channels)}
     labels = [str(texts.get(source.field_id, "")) for source in sources]
     return _Job(sources, labels, settings, channels, store, compression, workers, origin, notes)
@@ -280,12 +282,16 @@ def _changes(store: Path, job: _Job) -> tuple[str, ...]:
         )
     before, now, notes = manifest["parameters"], _as_json({**asdict(job.settings), "code": code_version()}), []
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if name in before and name not in ("max_pixels", "code") and before[name] != now[name]]
+    former = manifest.get("origin") or {}
+    read = former.get("reading") or {}
+    changed += [f"{name} {read[name]!r} -> {value!r}" for name, value in job.origin["reading"].items() if read.get(name, value) != value]
+    if tuple(manifest["channels"]) != job.channels:
+        changed.append(f"channels {', '.join(manifest['channels'])} -> {', '.join(job.channels)}")
     if changed or before.get("code") != now["code"]:
         why = ", ".join(changed) or "another version of hpacell or of a library it calls"
         notes.append(f"the store was made with other settings, so its fields are made again: {why}")
     if len(had - found) > len(had) / 2:
         notes.append(f"{count_of(len(had - found), 'field')} of {len(had)} are not there any more and leave the store")
-    former = manifest.get("origin") or {}
     if former.get("labels") and not job.origin["labels"]:
         notes.append(f"the store had labels of {former['labels']}; without --labels it has none any more")
     return tuple(notes)

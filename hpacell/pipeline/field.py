@@ -148,8 +148,8 @@ def cut_field(field: Field, settings: ExtractSettings | None = None, labels: str
         "field_id": field.field_id, "labels": labels, "height": height, "width": width, "pixel_um": field.pixel_um,
         "content": field.content, "notes": "|".join(field.notes), **misfit_of(field, small, scale),
     }  # fmt: skip
-    if not len(table):
-        row["smallest_px"] = float(round(segmented.smallest_px, 1))
+    if not len(table) and segmented.smallest_px:
+        row["smallest_px"] = round(segmented.smallest_px, 1)
     return ExtractedField(row, field.channels, table, crops)
 
 # %% ../../nbs/89_pipeline.field.ipynb #abe1d74a

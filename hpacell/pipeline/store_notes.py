@@ -53,9 +53,9 @@ def misfit_notes(store: CropStore) -> tuple[str, ...]:
             found.append(f"{count_of(len(rows), 'field')} {worst}: to see all of them alike, extract again with {remedy}")
     return tuple(found)
 
-# %% ../../nbs/88_pipeline.store_notes.ipynb #aefc6d90
+# %% ../../nbs/88_pipeline.store_notes.ipynb #57c1da4b
 def empty_notes(store: CropStore) -> tuple[str, ...]:
-    """Tell which fields have no cells, and how small the nuclei were that were looked for.
+    """Say in which fields no cells were found, and how small they may be there.
 
     Parameters
     ----------
@@ -65,12 +65,12 @@ def empty_notes(store: CropStore) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        One sentence, or none where all fields have cells.
+        One sentence, or none.
     """
     empty = store.fields[store.fields["n_cells"] == 0]
     if not len(empty):
         return ()
-    least = float(empty["smallest_px"].max()) if "smallest_px" in empty and empty["smallest_px"].notna().any() else 0.0
-    kind = f" of {least:g} pixels or more across" if least > 0 else ""
-    names = ", ".join(empty["field_id"].head(5)) + ", …" * (len(empty) > 5)
-    return (f"no nuclei{kind} in {count_of(len(empty), 'field')}: {names}; if there are some, give their diameter in pixels: --diameter",)
+    least = empty["smallest_px"].max() if "smallest_px" in empty else 0
+    kind = f" with nuclei of {least:g} pixels or more across" if least > 0 else ""
+    some = ", ".join(empty["field_id"][:5]) + ", …" * (len(empty) > 5)
+    return (f"no cells{kind} in {count_of(len(empty), 'field')}: {some}; if there are some, give the diameter of their nuclei in pixels: --diameter",)
