@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'hpacell.cells.planes': { 'hpacell.cells.planes.Planes': ('cells.planes.html#planes', 'hpacell/cells/planes.py'),
                                       'hpacell.cells.planes.Planes.__init__': ( 'cells.planes.html#planes.__init__',
                                                                                 'hpacell/cells/planes.py'),
+                                      'hpacell.cells.planes.Planes._copy': ('cells.planes.html#planes._copy', 'hpacell/cells/planes.py'),
                                       'hpacell.cells.planes.Planes._range': ('cells.planes.html#planes._range', 'hpacell/cells/planes.py'),
                                       'hpacell.cells.planes.Planes.cytoplasm': ( 'cells.planes.html#planes.cytoplasm',
                                                                                  'hpacell/cells/planes.py'),

@@ -362,7 +362,7 @@ def join_looks(coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:
     return relabel(joined)
 
 # %% ../../nbs/28_cells.sizes.ipynb #449de706
-def shrink_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def shrink_labels(labels: np.ndarray, shape: tuple[int, int], n: int | None = None) -> np.ndarray:
     """Reduce a label image; no object is lost that finds a free pixel.
 
     Parameters
@@ -371,6 +371,8 @@ def shrink_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         Label image.
     shape : (int, int)
         Height and width wanted.
+    n : int, optional
+        The greatest number in it, where that is known.
 
     Returns
     -------
@@ -380,7 +382,7 @@ def shrink_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     if labels.shape == tuple(shape):
         return labels
     small = cv2.resize(labels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    n = int(labels.max(initial=0))
+    n = int(labels.max(initial=0)) if n is None else n
     lost = np.flatnonzero(np.bincount(small.ravel(), minlength=n + 1)[1:] == 0) + 1
     if len(lost):
         corners = ndimage.find_objects(labels)
