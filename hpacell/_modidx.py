@@ -172,6 +172,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'hpacell.cells.sizes': { 'hpacell.cells.sizes._Known': ('cells.sizes.html#_known', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes._candidates': ('cells.sizes.html#_candidates', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes._contrast_of': ('cells.sizes.html#_contrast_of', 'hpacell/cells/sizes.py'),
+                                     'hpacell.cells.sizes._halve_real': ('cells.sizes.html#_halve_real', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes._kept_whole': ('cells.sizes.html#_kept_whole', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes._known_of': ('cells.sizes.html#_known_of', 'hpacell/cells/sizes.py'),
                                      'hpacell.cells.sizes._light_around': ('cells.sizes.html#_light_around', 'hpacell/cells/sizes.py'),

@@ -226,10 +226,12 @@ def _cells_of(planes: Planes, nuclei: np.ndarray, settings: SegmentationSettings
     if not n:
         return np.zeros_like(nuclei)
     small = shrink_labels(nuclei, work_shape(nuclei.shape, settings.work_pixels), n)
-    if small.shape != nuclei.shape and _median_diameter(small) < LEAST_ACROSS:
+    diameter = _median_diameter(small)
+    if small.shape != nuclei.shape and diameter < LEAST_ACROSS:
         pixels = nuclei.size * min(1.0, LEAST_ACROSS / _median_diameter(nuclei)) ** 2
         small = shrink_labels(nuclei, work_shape(nuclei.shape, max(settings.work_pixels, pixels)), n)
-    cells = enlarge_labels(_claim(planes, small, _median_diameter(small), settings), nuclei.shape)
+        diameter = _median_diameter(small)
+    cells = enlarge_labels(_claim(planes, small, diameter, settings), nuclei.shape)
     np.copyto(cells, nuclei, where=nuclei > 0)
     return cells
 

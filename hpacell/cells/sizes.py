@@ -109,6 +109,12 @@ def halve(plane: np.ndarray) -> np.ndarray:
     """
     return cv2.resize(plane, ((plane.shape[1] + 1) // 2, (plane.shape[0] + 1) // 2), interpolation=cv2.INTER_AREA)
 
+# %% ../../nbs/28_cells.sizes.ipynb #b7778759
+def _halve_real(plane: np.ndarray) -> np.ndarray:
+    """`halve` without rounding: float32, made strip by strip where rows come in pairs."""
+    n_rows = _STRIP if plane.shape[0] % 2 == 0 else plane.shape[0]
+    return np.concatenate([halve(plane[top : top + n_rows].astype(np.float32, copy=False)) for top in range(0, plane.shape[0], n_rows)])
+
 # %% ../../nbs/28_cells.sizes.ipynb #a88f2399
 def _under(labels: np.ndarray, spots: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Values (N,) of an image (h, w) where spots in pixels of a plane of another shape lie."""
@@ -198,8 +204,7 @@ def hidden_spots(plane: np.ndarray, look: np.ndarray, labels: np.ndarray) -> tup
         if factor > 1 or not known.n:  # of the smallest spots in a field with nuclei most are noise
             spots = _spots_beside(plane, known)
             found.append((np.concatenate([(spots[:, :2] + 0.5) * factor, spots[:, 2:]], axis=1), factor))
-            plane = plane.astype(np.float32, copy=False)
-        plane, factor = halve(plane), 2 * factor
+        plane, factor = _halve_real(plane) if found else halve(plane), 2 * factor
     most = max(len(spots) for spots, _ in found)
     return next((spots, factor) for spots, factor in found if len(spots) >= 0.7 * most)
 

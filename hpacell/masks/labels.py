@@ -234,7 +234,8 @@ def _enlarge(labels: np.ndarray, names: np.ndarray, shape: tuple[int, int]) -> n
         mask = cv2.GaussianBlur(mask, (0, 0), 0.7)
         start, stop = np.round(low * scale).astype(int), np.round(high * scale).astype(int)
         mask = cv2.resize(mask, (int(stop[1] - start[1]), int(stop[0] - start[0])), interpolation=cv2.INTER_LINEAR)
+        _, mask = cv2.threshold(mask, 0.45, 0, cv2.THRESH_TOZERO)  # where three meet, none has half
         view = slice(start[0], stop[0]), slice(start[1], stop[1])
-        np.copyto(large[view], names[label - 1], where=(mask > best[view]) & (mask > 0.45))  # where three meet, none has half
+        np.copyto(large[view], names[label - 1], where=mask > best[view])
         np.maximum(best[view], mask, out=best[view])
     return large
