@@ -379,5 +379,6 @@ def fingerprint(*parts: object) -> str:
     for part in parts:
         content = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=_plain).encode()
         # The length in front keeps ("ab", "c") and ("a", "bc") apart.
-        digest.update(len(content).to_bytes(8, "little") + content)
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
     return digest.hexdigest()

@@ -306,3 +306,31 @@ def test_bits_say_nothing_about_shares_of_one():
     share, signed = [Brightness("real", 0.01, 0.9, None)], [Brightness("real", -900.0, 900.0, None)]
     assert decide_scale([share] * 3, IntensityScale(14))[0].real_range == (0.0, 1.0)
     assert decide_scale([signed] * 3, IntensityScale(14))[0].real_range == (-1024.0, 1024.0)
+@pytest.mark.parametrize("shape", [(1, 1, 4), (3, 100_000, 1), (700, 300, 4), (5, 2, 1)])
+@pytest.mark.parametrize(("dtype", "scale"), [
+    (np.uint16, IntensityScale(bits=12)), (np.uint16, IntensityScale(intensity_range=(30, 3000))), (np.float32, IntensityScale(real_range=(-1, 4000))),
+])  # fmt: skip
+def test_scaling_part_by_part_is_scaling_at_once(shape, dtype, scale):
+    image = np.random.default_rng(0).gamma(0.7, 900, shape).clip(0, 65535).astype(dtype)
+    low, high = scale.range_of(Field("a", image, tuple(map(str, range(shape[2])))).numbers[0])
+    expected = np.floor((image.astype(np.float64) - low) * (256 / (high - low))).clip(0, 255)
+    assert np.array_equal(to_uint8(image, scale), expected)
+    assert np.array_equal(to_uint8(image[..., 0], scale), expected[..., 0])
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_misfit_by_counting_all_pixels(seed):
+    rng = np.random.default_rng(seed)
+    shape = (*rng.integers(1, 70, 2), int(rng.integers(1, 5)))
+    image = rng.gamma(0.5, 2.0 ** rng.integers(0, 12), shape).clip(0, 65535).astype(np.uint16)
+    image.flat[0] = rng.choice([0, 4095, 4096, 65535])
+    numbers = tuple(Numbers(str(rng.choice(["uint8", "unsigned"]))) for _ in range(shape[2]))
+    field, scale = Field("a", image, tuple(map(str, range(shape[2]))), numbers=numbers), IntensityScale(bits=12)
+    small = to_uint8(image, scale, numbers)
+    judged = [c for c in range(shape[2]) if numbers[c].kind == "unsigned"]
+    few = max(4, 1e-5 * small[..., 0].size) if small[..., 0].size >= 1000 else 0
+    tops = [max((level for level in range(256) if (small[..., c] >= level).sum() > few), default=0) for c in judged]
+    beyond = max(((image[..., c] >= 4096).mean() for c in judged), default=0)
+    expected = ({"saturated": beyond} if beyond else {}) | ({"used": (max(tops) + 1) / 256} if tops and max(tops) < 7 else {})
+    assert misfit_of(field, small, scale) == expected

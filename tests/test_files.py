@@ -110,3 +110,8 @@ def test_a_read_only_folder_is_a_clear_error(tmp_path):
 def test_reading_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_bytes(tmp_path / "nothing.png")
+
+
+def test_fingerprints_stay_what_they_were():
+    assert fingerprint(b"ab", "c", {"x": 1}) == "e583eee2c17f1fc538808e356be99273"
+    assert fingerprint(b"ab", b"c") != fingerprint(b"a", b"bc")

@@ -182,3 +182,13 @@ def test_the_remedies_for_arrays_exist():
         with pytest.raises(ValueError, match=r"number the objects first \(scipy\.ndimage\.label\)"):
             check_labels(bad)
     assert clear_border(IDS.astype(np.uint64)).dtype == np.uint64
+
+
+def test_enlarged_objects_that_meet_keep_their_places():
+    labels = np.zeros((30, 30), np.int32)
+    labels[2:14, 2:14], labels[2:14, 14:27], labels[14:27, 8:20] = 5, 9, 2
+    large = enlarge_labels(labels, (121, 118))
+    assert label_ids(large).tolist() == [2, 5, 9]
+    nearest = labels[np.minimum((np.arange(121) + 0.5) * 30 / 121, 29).astype(int)][:, np.minimum((np.arange(118) + 0.5) * 30 / 118, 29).astype(int)]
+    assert (large == nearest).mean() > 0.97
+    assert (large[12:50, 12:100] > 0).all()  # no gap where two of them meet

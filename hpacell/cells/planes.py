@@ -90,14 +90,18 @@ class Planes:
     def whole(self, name: str) -> np.ndarray:
         """One channel (H, W) in its own size and type, if that is one that can be resized."""
         if name not in self.known:
-            plane = self.image[..., self.channels.index(name)]
-            self.known[name] = np.ascontiguousarray(plane, plane.dtype if plane.dtype in (np.uint8, np.uint16, np.float32) else np.float32)
+            self.known[name] = self._copy(name)
         return self.known[name]
+
+    def _copy(self, name: str) -> np.ndarray:
+        """One channel (H, W), as `whole`; it is not kept, so that the next one finds its memory."""
+        plane = self.image[..., self.channels.index(name)]
+        return np.ascontiguousarray(plane, plane.dtype if plane.dtype in (np.uint8, np.uint16, np.float32) else np.float32)
 
     def shrink(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         """One channel (h, w)."""
         if (name, shape) not in self.known:
-            plane = self.whole(name)
+            plane = self.whole(name) if name == "nucleus" or name in self.known else self._copy(name)  # nuclei are looked at again
             if plane.shape != shape:
                 plane = cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_AREA)
             plane = plane.astype(np.float32)

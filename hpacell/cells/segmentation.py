@@ -222,13 +222,16 @@ LEAST_ACROSS = 8  # pixels
 
 def _cells_of(planes: Planes, nuclei: np.ndarray, settings: SegmentationSettings) -> np.ndarray:
     """`segment_cells` of a checked field whose nuclei (H, W) int32 have small numbers."""
-    if not nuclei.any():
+    n = int(nuclei.max(initial=0))
+    if not n:
         return np.zeros_like(nuclei)
-    small = shrink_labels(nuclei, work_shape(nuclei.shape, settings.work_pixels))
-    if small.shape != nuclei.shape and _median_diameter(small) < LEAST_ACROSS:
+    small = shrink_labels(nuclei, work_shape(nuclei.shape, settings.work_pixels), n)
+    diameter = _median_diameter(small)
+    if small.shape != nuclei.shape and diameter < LEAST_ACROSS:
         pixels = nuclei.size * min(1.0, LEAST_ACROSS / _median_diameter(nuclei)) ** 2
-        small = shrink_labels(nuclei, work_shape(nuclei.shape, max(settings.work_pixels, pixels)))
-    cells = enlarge_labels(_claim(planes, small, _median_diameter(small), settings), nuclei.shape)
+        small = shrink_labels(nuclei, work_shape(nuclei.shape, max(settings.work_pixels, pixels)), n)
+        diameter = _median_diameter(small)
+    cells = enlarge_labels(_claim(planes, small, diameter, settings), nuclei.shape)
     np.copyto(cells, nuclei, where=nuclei > 0)
     return cells
 

@@ -9,6 +9,7 @@ __all__ = ['RAYS', 'REACH', 'LEAST_SPOTS', 'OUTSIDE', 'FEW_OUTSIDE', 'INSIDE', '
 
 # %% ../../nbs/28_cells.sizes.ipynb #c7dad588
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -27,32 +28,51 @@ def _noise_of(plane: np.ndarray, core: np.ndarray) -> float:
     return float(np.percentile(np.abs(plane[::step, ::step] - core[::step, ::step]), 20)) / 0.24 + 0.05
 
 # %% ../../nbs/28_cells.sizes.ipynb #49e5b634
+_STEPS = [
+    (k, *(max(1, round((0.75 if down and right else 1.0) * distance)) * np.array([down, right])))
+    for k, (down, right) in enumerate(RAYS)
+    for distance in range(2, REACH + 1)
+]
+_WAYS = np.array(sorted(set(map(tuple, np.array(_STEPS).tolist()))))  # ray, rows down, columns to the right
+
+
 def _light_around(core: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """Least light (8, N) along each of eight rays from each place; rays end at the border of the plane."""
-    least = np.full((len(RAYS), len(rows)), np.inf, np.float32)
-    for k, (down, right) in enumerate(RAYS):
-        length = 0.75 if down and right else 1.0
-        for step in {max(1, round(length * distance)) for distance in range(2, REACH + 1)}:
-            row, col = (np.clip(place + step * way, 0, size - 1) for place, way, size in zip((rows, cols), (down, right), core.shape, strict=True))
-            least[k] = np.minimum(least[k], core[row, col])
-    return least
+    height, width = core.shape
+    places = np.clip(rows + _WAYS[:, 1:2], 0, height - 1) * width + np.clip(cols + _WAYS[:, 2:], 0, width - 1)
+    return np.minimum.reduceat(core.ravel()[places], np.searchsorted(_WAYS[:, 0], np.arange(len(RAYS))), axis=0)
 
 # %% ../../nbs/28_cells.sizes.ipynb #91566939
-def _candidates(plane: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Local maxima that stand out by more than noise does: rows, columns, brightness, and light (8, N) around them."""
-    core, wide = cv2.blur(plane, (3, 3)), cv2.blur(plane, (9, 9))
-    limit = max(2 * _noise_of(plane, core), 0.25 * least)  # a spot of 9 pixels across is a good part of its own surroundings
-    ridge = core + 0.1 * wide  # one maximum on a flat top, too
-    rows, cols = np.nonzero((core - wide > limit) & (ridge >= cv2.dilate(ridge, np.ones((5, 5), np.uint8))))
-    return rows, cols, core[rows, cols], _light_around(core, rows, cols)
+_STRIP = 128  # rows: so much of a plane stays in the cache
+
+
+def _peaks(plane: np.ndarray, core: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of local maxima that stand out from 9 x 9 pixels by more than a limit."""
+    found = []
+    for top in range(0, plane.shape[0], _STRIP):
+        start = max(0, top - 6)
+        near, wide = core[start : top + _STRIP + 6], cv2.boxFilter(plane[start : top + _STRIP + 6], cv2.CV_32F, (9, 9))
+        is_peak = near - wide > limit
+        ridge = cv2.addWeighted(near, 1, wide, 0.1, 0, dst=wide)  # one maximum on a flat top, too
+        is_peak &= ridge >= cv2.dilate(ridge, np.ones((5, 5), np.uint8))
+        found.append(np.flatnonzero(is_peak[top - start :][:_STRIP]) + top * plane.shape[1])
+    return np.divmod(np.concatenate(found), plane.shape[1])
 
 # %% ../../nbs/28_cells.sizes.ipynb #d6cfe1b1
+def _candidates(plane: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Local maxima that stand out by more than noise does: rows, columns, brightness, and light (8, N) around them."""
+    core = cv2.boxFilter(plane, cv2.CV_32F, (3, 3))
+    limit = max(2 * _noise_of(plane, core), 0.25 * least)  # a spot of 9 pixels across is a good part of its own surroundings
+    rows, cols = _peaks(plane, core, limit)
+    return rows, cols, core[rows, cols], _light_around(core, rows, cols)
+
+# %% ../../nbs/28_cells.sizes.ipynb #70f3e657
 def find_spots(plane: np.ndarray, least: float = 0) -> np.ndarray:
     """Bright spots of about 3 to 10 pixels across that are dark all around.
 
     Parameters
     ----------
-    plane : (H, W) float32 array
+    plane : (H, W) array of uint8, uint16 or float32
         Intensities.
     least : float
         How much brighter than the darkest place near it a spot is at least.
@@ -89,6 +109,12 @@ def halve(plane: np.ndarray) -> np.ndarray:
     """
     return cv2.resize(plane, ((plane.shape[1] + 1) // 2, (plane.shape[0] + 1) // 2), interpolation=cv2.INTER_AREA)
 
+# %% ../../nbs/28_cells.sizes.ipynb #b7778759
+def _halve_real(plane: np.ndarray) -> np.ndarray:
+    """`halve` without rounding: float32, made strip by strip where rows come in pairs."""
+    n_rows = _STRIP if plane.shape[0] % 2 == 0 else plane.shape[0]
+    return np.concatenate([halve(plane[top : top + n_rows].astype(np.float32, copy=False)) for top in range(0, plane.shape[0], n_rows)])
+
 # %% ../../nbs/28_cells.sizes.ipynb #a88f2399
 def _under(labels: np.ndarray, spots: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Values (N,) of an image (h, w) where spots in pixels of a plane of another shape lie."""
@@ -122,23 +148,36 @@ def count_sure(labels: np.ndarray) -> int:
     return int((np.bincount(labels.ravel())[1:] >= SURE).sum())
 
 # %% ../../nbs/28_cells.sizes.ipynb #6af28893
-def _spots_beside(plane: np.ndarray, look: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Spots (N, 5) of a plane that objects found in a look (h, w) at the same field do not explain; none where they are few."""
-    n = int(labels.max(initial=0))
-    ground, contrast = _contrast_of(look, labels)
+class _Known(NamedTuple):
+    """What a segmentation in a reduced size says about a field."""
+
+    places: np.ndarray  # (h, w) uint8: 2 in an object, 1 within three pixels of one, 0 elsewhere
+    n: int  # objects
+    sure: int  # of them, those that are too large to be found by chance
+    ground: float  # background of the field
+    contrast: float  # how much brighter than it the objects are
+
+
+def _known_of(look: np.ndarray, labels: np.ndarray) -> _Known:
+    """`_Known` of a look (h, w) at a field and its label image."""
+    inside = (labels > 0).astype(np.uint8)
+    places = inside + cv2.dilate(inside, np.ones((7, 7), np.uint8))
+    return _Known(places, int(labels.max(initial=0)), count_sure(labels), *_contrast_of(look, labels))
+
+# %% ../../nbs/28_cells.sizes.ipynb #9ba8ca8b
+def _spots_beside(plane: np.ndarray, known: _Known) -> np.ndarray:
+    """Spots (N, 5) of a plane that the objects found in a look at the same field do not explain; none where they are few."""
+    _, n, sure, ground, contrast = known
     spots = find_spots(plane, (FEW_OUTSIDE if n <= FEW else OUTSIDE) * contrast)
     if n == 0:
         return spots
-    near = cv2.dilate((labels > 0).astype(np.uint8), np.ones((7, 7), np.uint8))
-    beside = spots[_under(near, spots, plane.shape) == 0]
-    height = spots[:, 2] - ground
-    deep = (height > INSIDE * contrast) & (spots[:, 4] < ground + 0.5 * height)
-    within = spots[deep & (_under(labels, spots, plane.shape) > 0)]
-    sure = count_sure(labels)  # of the others, some of the same size may have been missed
+    place, height = _under(known.places, spots, plane.shape), spots[:, 2] - ground
+    beside, within = spots[place == 0], spots[(place == 2) & (height > INSIDE * contrast) & (spots[:, 4] < ground + 0.5 * height)]
+    # Of the objects that are not sure, some of the same size may have been missed.
     enough = len(beside) + n - sure >= max(LEAST_SPOTS, sure) and len(beside) >= max(3, 0.03 * n), len(within) >= max(LEAST_SPOTS, 4 * n)
     return np.concatenate([beside[: len(beside) * enough[0]], within[: len(within) * enough[1]]])
 
-# %% ../../nbs/28_cells.sizes.ipynb #9ba8ca8b
+# %% ../../nbs/28_cells.sizes.ipynb #d66e4d35
 def hidden_spots(plane: np.ndarray, look: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Many spots that a segmentation in a reduced size has not explained.
 
@@ -158,17 +197,16 @@ def hidden_spots(plane: np.ndarray, look: np.ndarray, labels: np.ndarray) -> tup
     factor : int
         By how much the field was reduced when they showed best: they are about 3 to 10 times as many pixels across.
     """
-    nothing = not labels.any()
+    known = _known_of(look, labels)
     top = max(2, plane.shape[0] / look.shape[0])
-    known, factor = [], 1
+    found, factor = [], 1
     while factor < 1.5 * top:
-        if factor > 1 or nothing:  # of the smallest spots in a field with nuclei most are noise
-            plane = plane.astype(np.float32, copy=False)
-            spots = _spots_beside(plane, look, labels)
-            known.append((np.concatenate([(spots[:, :2] + 0.5) * factor, spots[:, 2:]], axis=1), factor))
-        plane, factor = halve(plane), 2 * factor
-    most = max(len(spots) for spots, _ in known)
-    return next((spots, factor) for spots, factor in known if len(spots) >= 0.7 * most)
+        if factor > 1 or not known.n:  # of the smallest spots in a field with nuclei most are noise
+            spots = _spots_beside(plane, known)
+            found.append((np.concatenate([(spots[:, :2] + 0.5) * factor, spots[:, 2:]], axis=1), factor))
+        plane, factor = _halve_real(plane) if found else halve(plane), 2 * factor
+    most = max(len(spots) for spots, _ in found)
+    return next((spots, factor) for spots, factor in found if len(spots) >= 0.7 * most)
 
 # %% ../../nbs/28_cells.sizes.ipynb #4bf8a6f2
 def busiest_windows(places: np.ndarray, shape: tuple[int, int], side: int, n: int = 3) -> list[tuple[slice, slice]]:
@@ -329,7 +367,7 @@ def join_looks(coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:
     return relabel(joined)
 
 # %% ../../nbs/28_cells.sizes.ipynb #449de706
-def shrink_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def shrink_labels(labels: np.ndarray, shape: tuple[int, int], n: int | None = None) -> np.ndarray:
     """Reduce a label image; no object is lost that finds a free pixel.
 
     Parameters
@@ -338,6 +376,8 @@ def shrink_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         Label image.
     shape : (int, int)
         Height and width wanted.
+    n : int, optional
+        The greatest number in it, where that is known.
 
     Returns
     -------
@@ -347,7 +387,7 @@ def shrink_labels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     if labels.shape == tuple(shape):
         return labels
     small = cv2.resize(labels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    n = int(labels.max(initial=0))
+    n = int(labels.max(initial=0)) if n is None else n
     lost = np.flatnonzero(np.bincount(small.ravel(), minlength=n + 1)[1:] == 0) + 1
     if len(lost):
         corners = ndimage.find_objects(labels)

@@ -113,7 +113,8 @@ def robust_range(plane: np.ndarray) -> tuple[float, float]:
     smooth = cv2.medianBlur(np.ascontiguousarray(plane), 3)
     n_out = max(4, int(1e-5 * plane.size))
     if smooth.dtype != np.float32:
-        below = np.cumsum(np.bincount(smooth.ravel()))
+        n_levels = 256**smooth.itemsize
+        below = np.cumsum(cv2.calcHist([smooth], [0], None, [n_levels], [0, n_levels]).ravel().astype(np.int64))
         return float(np.searchsorted(below, n_out, "right")), float(np.searchsorted(below, plane.size - n_out))
     ordered = np.partition(smooth.ravel(), (n_out, plane.size - 1 - n_out))
     return float(ordered[n_out]), float(ordered[plane.size - 1 - n_out])
@@ -232,9 +233,13 @@ def _plane_to_uint8(plane: np.ndarray, low: float, high: float) -> np.ndarray:
         if (low, high) == (0.0, 256.0):
             return plane
         return np.floor((np.arange(256) - low) * gain).clip(0, 255).astype(np.uint8)[plane]
-    if plane.dtype == np.uint16 and low == 0 and high >= 256 and np.log2(high).is_integer():
-        return np.minimum(np.right_shift(plane, int(np.log2(high)) - 8), 255).astype(np.uint8)
-    return np.floor((plane.astype(np.float64) - low) * gain).clip(0, 255).astype(np.uint8)
+    shift = int(np.log2(high)) - 8 if plane.dtype == np.uint16 and low == 0 and high >= 256 and np.log2(high).is_integer() else None
+    small, n_rows = np.empty(plane.shape, np.uint8), max(1, 2**18 * len(plane) // max(1, plane.size))
+    for top in range(0, len(plane), n_rows):  # so many rows stay in the cache
+        part = plane[top : top + n_rows]
+        part = np.floor((part.astype(np.float64) - low) * gain).clip(0, 255) if shift is None else np.minimum(np.right_shift(part, shift), 255)
+        small[top : top + n_rows] = part
+    return small
 
 # %% ../../nbs/11_fields.depth.ipynb #f8d58bba
 def to_uint8(image: np.ndarray, scale: IntensityScale | None = None, numbers: Sequence[Numbers] = ()) -> np.ndarray:
@@ -283,6 +288,18 @@ def _top_level(small: np.ndarray, channel: int) -> int:
     return int(np.flatnonzero(counts > few).max(initial=0))
 
 # %% ../../nbs/11_fields.depth.ipynb #e39d6c89
+def _share_beyond(plane: np.ndarray, top: float, kind: str) -> float:
+    """Share of a channel's pixels (H, W) beyond a range that ends at `top`."""
+    beyond = plane > top if kind == "real" else plane >= min(top, 2**24)
+    return np.count_nonzero(beyond) / beyond.size
+
+
+def _surely_used(small: np.ndarray) -> bool:
+    """Whether a sample of rows shows that some channel uses enough of its range; False where that takes all pixels."""
+    n_bright = np.count_nonzero(small[::8] >= 256 * MIN_USED - 1)
+    return n_bright > small.shape[2] * max(4, 1e-5 * small.shape[0] * small.shape[1])
+
+# %% ../../nbs/11_fields.depth.ipynb #a367b46f
 def misfit_of(field: Field, small: np.ndarray, scale: IntensityScale) -> dict[str, float]:
     """Tell how a field does not fit a scale.
 
@@ -302,13 +319,12 @@ def misfit_of(field: Field, small: np.ndarray, scale: IntensityScale) -> dict[st
         range that the field uses, where that is below `MIN_USED`. Empty for a field that fits.
     """
     judged = [c for c, numbers in enumerate(field.numbers) if numbers.kind != "uint8" or scale.intensity_range]
-    found, levels = {}, []
-    for c in judged:
-        plane, top = field.image[..., c], scale.range_of(field.numbers[c])[1]
-        beyond = float(np.mean(plane > top if field.numbers[c].kind == "real" else plane >= min(top, 2**24)))
-        if beyond:
-            found["saturated"] = max(beyond, found.get("saturated", 0.0))
-        levels.append(_top_level(small, c))
-    if levels and (max(levels) + 1) / 256 < MIN_USED:
-        found["used"] = (max(levels) + 1) / 256
+    found: dict[str, float] = {}
+    tops = [scale.range_of(field.numbers[c])[1] for c in judged]
+    if judged and field.image.max(initial=0) >= min(*tops, 2**24):  # else no channel has any
+        beyond = max(_share_beyond(field.image[..., c], top, field.numbers[c].kind) for c, top in zip(judged, tops, strict=True))
+        found |= {"saturated": beyond} if beyond else {}
+    if judged and not (len(judged) == small.shape[2] and _surely_used(small)):
+        used = (max(_top_level(small, c) for c in judged) + 1) / 256
+        found |= {"used": used} if used < MIN_USED else {}
     return found

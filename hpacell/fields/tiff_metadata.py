@@ -211,18 +211,21 @@ def _read_imagej(notes: dict, n_channels: int, dtype: np.dtype) -> tuple[Channel
     return channels, unit, _range_of(min(shown), max(shown), dtype) if len(shown) >= 2 else None
 
 # %% ../../nbs/07_fields.tiff_metadata.ipynb #a549424c
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296  # tifffile searches all tags for a name
+_SAMPLE_RANGES = (340, 341), (280, 281)  # SMinSampleValue and SMaxSampleValue; MinSampleValue and MaxSampleValue
+
+
 def _by_tags(page: "tifffile.TiffPage") -> tuple[float, float, str, tuple[float, float] | None]:
     """Rows and columns per unit of length, the unit, and the range of numbers, as the plain tags of a page state them."""
-    values = {name: page.tags[name].value for name in ("XResolution", "YResolution", "ResolutionUnit") if name in page.tags}
     per_unit = []
-    for name in ("YResolution", "XResolution"):
-        fraction = values.get(name)
+    for code in (_Y_RESOLUTION, _X_RESOLUTION):
+        fraction = page.tags[code].value if code in page.tags else None
         per_unit.append(fraction[0] / fraction[1] if isinstance(fraction, tuple) and len(fraction) == 2 and all(fraction) else 0.0)
-    unit = {2: "inch", 3: "cm"}.get(int(values.get("ResolutionUnit", 1) or 1), "")
+    unit = {2: "inch", 3: "cm"}.get(int((page.tags[_RESOLUTION_UNIT].value if _RESOLUTION_UNIT in page.tags else 1) or 1), "")
     dtype = np.dtype(page.dtype) if page.dtype is not None else np.dtype("uint8")
     stated = (0.0, 2.0**page.bitspersample) if dtype.kind == "u" and 8 < int(page.bitspersample) < 16 else None
-    for low, high in (("SMinSampleValue", "SMaxSampleValue"), ("MinSampleValue", "MaxSampleValue")):
-        ends = [np.ravel(page.tags[name].value if name in page.tags else 0).astype(float) for name in (low, high)]
+    for codes in _SAMPLE_RANGES:
+        ends = [np.ravel(page.tags[code].value if code in page.tags else 0).astype(float) for code in codes]
         stated = stated or _range_of(float(ends[0].min(initial=0)), float(ends[1].max(initial=0)), dtype)
     return *per_unit, unit, stated
 

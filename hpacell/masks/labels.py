@@ -225,7 +225,7 @@ def _enlarge(labels: np.ndarray, names: np.ndarray, shape: tuple[int, int]) -> n
     from scipy import ndimage
 
     large = np.zeros(shape, names.dtype)
-    best = np.full(shape, 0.45, np.float32)  # where three meet, none has half
+    best = np.zeros(shape, np.float32)  # memory is touched only where objects are
     scale = np.array(shape) / labels.shape
     for label, corner in enumerate(ndimage.find_objects(labels), 1):
         low = np.array([max(0, side.start - 3) for side in corner])
@@ -234,6 +234,7 @@ def _enlarge(labels: np.ndarray, names: np.ndarray, shape: tuple[int, int]) -> n
         mask = cv2.GaussianBlur(mask, (0, 0), 0.7)
         start, stop = np.round(low * scale).astype(int), np.round(high * scale).astype(int)
         mask = cv2.resize(mask, (int(stop[1] - start[1]), int(stop[0] - start[0])), interpolation=cv2.INTER_LINEAR)
+        _, mask = cv2.threshold(mask, 0.45, 0, cv2.THRESH_TOZERO)  # where three meet, none has half
         view = slice(start[0], stop[0]), slice(start[1], stop[1])
         np.copyto(large[view], names[label - 1], where=mask > best[view])
         np.maximum(best[view], mask, out=best[view])
