@@ -6,6 +6,7 @@ forks it; `--fresh` starts a new Python for each instead.
 """
 
 import argparse
+import atexit
 import json
 import os
 import random
@@ -146,6 +147,7 @@ def serve() -> int:
         elif not (answer := os.fork()):
             answers.close()
             code = obey(order)
+            atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)  # objects of threads that the server has and a fork has not would abort a plain exit
