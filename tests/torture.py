@@ -78,7 +78,6 @@ def die_at_step(step: int, store: str, count: Path) -> None:
 
     sys.addaudithook(audit)
     journal._write_all = torn
-    import atexit
 
     atexit.register(lambda: count.write_text(str(done)))
 
