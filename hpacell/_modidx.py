@@ -2821,7 +2821,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'hpacell/pipeline/extract.py'),
                                           'hpacell.pipeline.extract._former_plan': ( 'pipeline.extract.html#_former_plan',
                                                                                      'hpacell/pipeline/extract.py'),
-                                          'hpacell.pipeline.extract._not_in': ( 'pipeline.extract.html#_not_in',
+                                          'hpacell.pipeline.extract._ids_in': ( 'pipeline.extract.html#_ids_in',
                                                                                 'hpacell/pipeline/extract.py'),
                                           'hpacell.pipeline.extract._plan': ('pipeline.extract.html#_plan', 'hpacell/pipeline/extract.py'),
                                           'hpacell.pipeline.extract._read_plan': ( 'pipeline.extract.html#_read_plan',

@@ -16,7 +16,7 @@ from hpacell.feed.store import read_store
 from hpacell.fields.decode import decode_image
 from hpacell.fields.find import find_fields
 from hpacell.fields.image import Decoded, FieldError, Reading
-from hpacell.fields.inspect import describe_inspected, inspect_fields
+from hpacell.fields.inspect import describe_inspected, inspect_fields, summarise_notes
 from hpacell.fields.read import read_field
 from hpacell.pipeline.extract import extract_fields
 from hpacell.pipeline.field import ExtractSettings
@@ -427,3 +427,10 @@ def test_imagej_gives_one_table_and_one_label_without_a_list():
     content = io.BytesIO()
     tifffile.imwrite(content, np.stack([GREY] * 4), imagej=True, metadata={"axes": "CYX", "Labels": ["DAPI"]})
     assert decode_image(content.getvalue(), "a.tif").names == ()
+
+
+def test_a_thousand_fields_have_one_line_for_each_kind_of_note():
+    notes = [(f"f{n}", f"brightest of {n + 2} focus slices|{n + 1:,} values that are no finite numbers, replaced") for n in range(2000)]
+    told = summarise_notes([*notes, ("g", ("alpha left out",)), ("h", ())])
+    assert [line.rpartition(": ")[2] for line in told] == ["2000 fields, e.g. f0", "2000 fields, e.g. f0", "1 field, e.g. g"]
+    assert any(line.startswith("brightest of 2 focus slices") for line in told)

@@ -6,6 +6,7 @@
 __all__ = ['INSPECTED', 'summarise_notes', 'inspect_field', 'inspect_fields', 'describe_inspected', 'describe_table']
 
 # %% ../../nbs/14_fields.inspect.ipynb #4d0fd0e0
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,27 +20,29 @@ from ..progress import progress
 from ..vocabulary import count_of
 
 # %% ../../nbs/14_fields.inspect.ipynb #216342cd
-def summarise_notes(notes: Iterable[tuple[str, Sequence[str]]], what: str = "field") -> tuple[str, ...]:
-    """Summarise the notes of many fields, one sentence for each note.
+def summarise_notes(notes: Iterable[tuple[str, Sequence[str] | str]], what: str = "field") -> tuple[str, ...]:
+    """Summarise the notes of many fields, one sentence for each kind of note.
 
     Parameters
     ----------
-    notes : iterable of (str, sequence of str)
-        Name of each field, and its notes.
+    notes : iterable of (str, sequence of str or str)
+        Name of each field, and its notes, or one text with ``|`` between them, as tables hold them.
     what : str
         What to call a field.
 
     Returns
     -------
     tuple of str
-        The notes in the order of the number of fields that have them, each with that number and one field's name.
+        The notes in the order of the number of fields that have them, each as one field has it, with that field's name and
+        the number of fields. Notes that differ in their numbers alone are of one kind.
     """
-    fields: dict[str, list[str]] = {}
+    kinds: dict[str, list[tuple[str, str]]] = {}
     for field_id, texts in notes:
-        for text in texts:
-            fields.setdefault(text, []).append(field_id)
-    ordered = sorted(fields.items(), key=lambda item: (-len(item[1]), item[0]))
-    return tuple(f"{text}: {count_of(len(ids), what)}, e.g. {ids[0]}" for text, ids in ordered)
+        for text in texts.split("|") if isinstance(texts, str) else texts:
+            if text:
+                kinds.setdefault(re.sub(r"\d[\d,.]*", "0", text), []).append((text, field_id))
+    ordered = sorted(kinds.values(), key=lambda found: (-len(found), found[0]))
+    return tuple(f"{found[0][0]}: {count_of(len(found), what)}, e.g. {found[0][1]}" for found in ordered)
 
 # %% ../../nbs/14_fields.inspect.ipynb #adfe05fe
 INSPECTED = ("field_id", "shape", "dtype", "axes", "channels", "reasons", "pixel_um", "range", "depth", "notes", "paths", "error")
@@ -47,12 +50,13 @@ INSPECTED = ("field_id", "shape", "dtype", "axes", "channels", "reasons", "pixel
 
 def _depth_of(field: Field) -> str:
     """Tell the depth that this field alone would have, and why."""
-    if all(numbers.kind == "uint8" for numbers in field.numbers):
+    bright = measure_brightness(field)
+    if not bright:
         return "8 bits"
-    scale, _ = decide_scale([measure_brightness(field)])
+    scale, _ = decide_scale([bright])
     words = [f"{scale.bits} bits"] if scale.bits else []
     words += ["{:g} to {:g}".format(*scale.real_range)] if scale.real_range else []
-    stated = any(one.stated for one in measure_brightness(field))
+    stated = any(one.stated for one in bright)
     return ", ".join(words) + (" (as the file states)" if stated else " (by its brightness)")
 
 
@@ -184,4 +188,5 @@ def describe_table(table: pd.DataFrame) -> str:
             row["range"], row["depth"] = _join_ranges(rows["range"]), " or ".join(rows["depth"].unique())
         texts.append(describe_inspected(row))
     return "\n".join(texts)
+
 

@@ -245,7 +245,7 @@ def _read_planes(source: FieldSource, max_pixels: int) -> Field:
 
 def _reasons(source: FieldSource, reason: str) -> tuple[str, ...]:
     """Why the channels of a source have their names."""
-    return tuple(getattr(source, "reasons", ()) or (reason,) * len(source.channels))
+    return source.reasons or (reason,) * len(source.channels)
 
 # %% ../../nbs/10_fields.read.ipynb #6a8b4a89
 def _merge(planes: list[np.ndarray]) -> np.ndarray:

@@ -236,7 +236,8 @@ def _plan(sources: list[FieldSource], texts: Mapping[str, str], store: Path, set
     for name in _OPEN:
         settings = replace(settings, **{name: getattr(settings, name) or former.get("settings", {}).get(name) or _OPEN[name]})
     decided = settings.intensity_range or (settings.bits and settings.real_range)  # for numbers of every kind
-    fresh = [] if decided else _sample(_not_in(store, sources), settings) if former else sample()
+    had = _ids_in(store) if former else set()
+    fresh = [] if decided else _sample([source for source in sources if source.field_id not in had], settings) if former else sample()
     scale, notes = decide_scale([brightness for _, brightness in fresh], settings.scale)
     settings = replace(settings, bits=scale.bits, real_range=scale.real_range)
     if compression == "auto":
@@ -249,13 +250,12 @@ def _plan(sources: list[FieldSource], texts: Mapping[str, str], store: Path, set
     return _Job(sources, labels, settings, channels, store, compression, workers, origin, notes)
 
 
-def _not_in(store: Path, sources: list[FieldSource]) -> list[FieldSource]:
-    """Fields that a store does not hold yet."""
+def _ids_in(store: Path) -> set[str]:
+    """Fields that a store holds; none where there is no whole store."""
     try:
-        had = set(read_rows(store / read_manifest(store)["fields"]["name"])["field_id"].to_pylist())
+        return set(read_rows(store / read_manifest(store)["fields"]["name"])["field_id"].to_pylist())
     except (FileNotFoundError, ValueError):
-        had = set()
-    return [source for source in sources if source.field_id not in had]
+        return set()
 
 # %% ../../nbs/91_pipeline.extract.ipynb #f3565828
 def _read_plan(store: Path) -> dict | None:

@@ -7,7 +7,7 @@ __all__ = ['ExtractSettings', 'ExtractedField', 'cut_field', 'extract_field', 'c
 
 # %% ../../nbs/89_pipeline.field.ipynb #7886d559
 import ast
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..cells.crops import crop_cells
 from ..cells.measurements import measure_cells
 from ..cells.nuclei import SegmentationSettings, check_diameter
 from ..fields.depth import IntensityScale, check_range, decide_scale, measure_brightness, misfit_of, to_uint8
-from ..fields.read import MAX_PIXELS, Field, FieldSource, Reading, read_field
+from ..fields.read import MAX_PIXELS, Field, FieldSource, read_field
 from ..files import fingerprint
 from .segmenters import check_method, method_signature, segmenter_of
 
@@ -212,7 +212,7 @@ def field_key(source: FieldSource, content: str, settings: ExtractSettings) -> s
     Parameters
     ----------
     source : FieldSource
-        Where the field lies; its name and channels count, its paths do not.
+        Where the field lies; its name, its channels and how it is read count, its paths do not.
     content : str
         `hpacell.fields.read.Field.content`.
     settings : ExtractSettings
@@ -223,9 +223,8 @@ def field_key(source: FieldSource, content: str, settings: ExtractSettings) -> s
     str
         32 hexadecimal digits.
     """
-    reading = source.reading
-    how = [] if reading == Reading() else [reading.axes, reading.scene, reading.z]
-    return fingerprint([source.field_id, list(source.channels), content, _made_by(settings, tuple(source.channels)), *how])
+    made_by = _made_by(settings, tuple(source.channels))
+    return fingerprint([source.field_id, list(source.channels), content, made_by, astuple(source.reading)])
 
 # %% ../../nbs/89_pipeline.field.ipynb #9e8bc916
 @cache

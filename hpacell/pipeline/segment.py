@@ -9,7 +9,7 @@ __all__ = ['DONE_NAME', 'TABLE_NAME', 'LOCK_NAME', 'COLUMNS', 'segment_source', 
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -99,7 +99,7 @@ class SegmentReport:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was left out of files and what was assumed, a sentence for each kind."""
-        return summarise_notes((row.field_id, [note for note in str(row.notes).split("|") if note]) for row in self.fields.itertuples())
+        return summarise_notes(zip(self.fields["field_id"], self.fields["notes"].fillna(""), strict=True))
 
 # %% ../../nbs/94_pipeline.segment.ipynb #32ec141c
 def segment_fields(
@@ -196,8 +196,7 @@ def _key(source: FieldSource, method: str, border: str, diameter: float = 0) -> 
     """What a field's label images depend on; empty for files that may change unseen."""
     signature = source_signature(source)
     made_by = method_signature(method, source.channels)
-    reading = [source.reading.axes, source.reading.scene, source.reading.z]
-    made = [signature, made_by, border, diameter, reading, code_version()]
+    made = [signature, made_by, border, diameter, astuple(source.reading), code_version()]
     return fingerprint([source.field_id, list(source.channels), *made]) if signature else ""
 
 # %% ../../nbs/94_pipeline.segment.ipynb #dac23571

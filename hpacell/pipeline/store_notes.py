@@ -26,7 +26,7 @@ def reading_notes(store: CropStore) -> tuple[str, ...]:
     """
     if "notes" not in store.fields:
         return ()
-    return summarise_notes((row.field_id, [note for note in str(row.notes).split("|") if note]) for row in store.fields.dropna(subset=["notes"]).itertuples())
+    return summarise_notes(zip(store.fields["field_id"], store.fields["notes"].fillna(""), strict=True))
 
 # %% ../../nbs/88_pipeline.store_notes.ipynb #53534dc8
 def misfit_notes(store: CropStore) -> tuple[str, ...]:
