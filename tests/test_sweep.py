@@ -34,7 +34,6 @@ from hpacell.pipeline.scored import (
     INHERITED,
     TRUE,
     ScoredCells,
-    drawn_precisions,
     paired_difference,
     read_test_cells,
     surest_cells,
@@ -687,15 +686,6 @@ def scored_cells(rng, gain: float, truth: np.ndarray, fields: np.ndarray, locati
     return ScoredCells(cells, truth, truth * gain + rng.random(truth.shape), locations, kind)
 
 
-def test_drawn_precisions_are_those_of_the_metrics():
-    rng = np.random.default_rng(2)
-    truth, pred = rng.random(60) < 0.3, rng.random(60).round(1)
-    counts = rng.integers(0, 3, (5, 60))
-    expected = [score_locations(np.repeat(truth, own)[:, None].astype(float), np.repeat(pred, own)[:, None], ("nucleoli",))["average_precision"][0] for own in counts]
-    assert drawn_precisions(truth, pred, counts.astype(float)) == pytest.approx(expected)
-    assert np.isnan(drawn_precisions(np.zeros(3, bool), np.arange(3.0), np.ones((1, 3)))).all()
-
-
 def test_a_paired_interval_is_narrower():
     rng = np.random.default_rng(3)
     fields = np.repeat([f"f{n}" for n in range(40)], 8)
@@ -719,6 +709,8 @@ def test_what_cannot_be_paired():
         scored_cells(rng, 1, truth, fields, locations=("vesicles", "er", "golgi_apparatus")),
     ):  # fmt: skip
         assert paired_difference(first, other) is None
+    four = paired_difference(first, scored_cells(rng, 0.5, truth, fields))
+    assert np.isfinite(four["difference"]) and np.isnan(four["difference_low"]), "four fields are too few for an interval"
     one = scored_cells(rng, 1, truth, np.repeat("a", 40))
     assert paired_difference(one, one) is None
     part = scored_cells(rng, 1, truth[:, :2], fields, locations=LOCATIONS[:2])

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..feed.instance_augment import check_instance_augmentations
 from ..files import read_json
-from ..metrics.resampling import draw_weights, interval_bounds
+from ..metrics.bootstrap import N_DRAWS, bootstrap_counts, bootstrap_interval
 from ..models.places import CARD_NAME, look_for_model
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #05d5b394
@@ -94,7 +94,7 @@ def read_image_scores(path: str | Path, dice: float | None = None) -> pd.DataFra
     return judged[columns].fillna({"organ": ""}).sort_values("image", ignore_index=True)
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #7a676b46
-def image_difference(first: pd.DataFrame, other: pd.DataFrame, n_bootstrap: int = 200, seed: int = 0) -> dict[str, float] | None:
+def image_difference(first: pd.DataFrame, other: pd.DataFrame, n_bootstrap: int = N_DRAWS, seed: int = 0) -> dict[str, float] | None:
     """By how much the mean Dice of a model differs from that of another on the same images.
 
     Parameters
@@ -109,7 +109,7 @@ def image_difference(first: pd.DataFrame, other: pd.DataFrame, n_bootstrap: int 
     Returns
     -------
     dict or None
-        difference (other minus first), difference_low, difference_high (95 %). None where they were not scored on the same
+        difference (other minus first), difference_low, difference_high (95 %; NaN for fewer than 8 images). None where they were not scored on the same
         images, two at the least.
     """
     same = ["image", "n_truth", "n_ignored"]
@@ -119,10 +119,10 @@ def image_difference(first: pd.DataFrame, other: pd.DataFrame, n_bootstrap: int 
     known = np.isfinite(each)
     if not known.any():
         return None
-    weights = draw_weights(len(each), n_bootstrap, seed)[:, known]
+    weights = bootstrap_counts(len(each), n_bootstrap, seed)[:, known]
     count = weights.sum(axis=1)
     means = np.divide(weights @ each[known], count, out=np.full(len(count), np.nan), where=count > 0)
-    low, high = interval_bounds(means, (-1, 1))
+    low, high = bootstrap_interval(means, len(each), (-1, 1))
     return {"difference": float(means[0]), "difference_low": float(low), "difference_high": float(high)}
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #09b12c66
