@@ -243,7 +243,7 @@ def test_the_lock_of_a_killed_process_is_free(project, steps):
     with pytest.raises(ValueError, match=f"process {process.pid} on"):
         run(None, resume=folder)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert list_runs("runs")["status"].tolist() == ["killed"]
     assert run(None, resume=folder)["status"] == "finished"
 
