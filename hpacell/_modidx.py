@@ -2922,6 +2922,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'hpacell/pipeline/outputs.py'),
                                           'hpacell.pipeline.outputs._name_of': ( 'pipeline.outputs.html#_name_of',
                                                                                  'hpacell/pipeline/outputs.py'),
+                                          'hpacell.pipeline.outputs._overrides': ( 'pipeline.outputs.html#_overrides',
+                                                                                   'hpacell/pipeline/outputs.py'),
                                           'hpacell.pipeline.outputs._record_paths': ( 'pipeline.outputs.html#_record_paths',
                                                                                       'hpacell/pipeline/outputs.py'),
                                           'hpacell.pipeline.outputs._work_of': ( 'pipeline.outputs.html#_work_of',

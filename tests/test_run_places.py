@@ -267,7 +267,7 @@ def test_a_second_training_does_not_replace_the_first(project, steps, capsys):
     kept = Path("data/model/card.json").read_text()
     assert main(["run", "mine.yaml", "-p", "epochs=50"]) == 2
     said = capsys.readouterr().err
-    assert f"got data/model, which holds what run {first['id']} has made with other parameters" in said and "-p 'train_classifier.model_folder={run}/model', or add --replace" in said
+    assert f"got data/model, which holds what run {first['id']} has made with other parameters" in said and "-p 'train_classifier.model_folder={run}/model' -p 'predict.model={run}/model', or add --replace" in said
     assert len(list(Path("runs").iterdir())) == 1 and Path("data/model/card.json").read_text() == kept, "before anything is computed"
     assert main(["run", "mine.yaml", "-p", "epochs=50", "-p", "train_classifier.model_folder={run}/model"]) == 0, "the first remedy"
     assert main(["run", "mine.yaml"]) == 0, "the same work again is no other"
@@ -297,6 +297,17 @@ def test_a_store_of_another_run_is_kept(project, steps):
     run("mine.yaml")
     with pytest.raises(ValueError, match=f"a folder of its own for extract.store, got store, which holds what run {first['id']} has made with other parameters.*extract.store={{run}}/store"):
         run("mine.yaml", ["crop_size=32"])
+
+
+def test_the_remedy_changes_what_reads_from_the_folder_too(project, steps):
+    Path("data/simulated").mkdir(parents=True)
+    Path("data/simulated/a.png").touch()
+    run(write(project, simulate={"seed": 1}))
+    with pytest.raises(ValueError, match="simulate.fields, got data/simulated, which holds") as refused:
+        run(write(project, simulate={"seed": 2}, extract={"labels": "data/simulated/labels.csv", "store": "{run}/store"}))
+    overrides = str(refused.value).split("such as ")[1].split(", or add")[0].replace("'", "").removeprefix("-p ").split(" -p ")
+    assert overrides == ["simulate.fields={run}/fields", "extract.fields={run}/fields", "extract.labels={run}/fields/labels.csv"]
+    assert run("mine.yaml", overrides)["status"] == "finished"
 
 
 def test_a_model_of_nobody_is_kept(project, steps):

@@ -162,8 +162,19 @@ def check_outputs(
     for output in outside:
         got = _held_by(output, steps[output.step], words, folder, [one for one in made if one.path == output.path], replace)
         if got:
-            change = f"-p '{output.step}.{output.parameter}={own_form(output)}'"
-            raise ValueError(f"expected a folder of its own for {output.step}.{output.parameter}, got {output.text}, {got}: give another one, such as {change}{remedy}")
+            raise ValueError(
+                f"expected a folder of its own for {output.step}.{output.parameter}, got {output.text}, {got}: give another one, such as {_overrides(output, steps)}{remedy}"
+            )
+
+# %% ../../nbs/88_pipeline.outputs.ipynb #d20a9d9a
+def _overrides(output: OutputFolder, steps: Mapping[str, Mapping]) -> str:
+    """Options that give a run a folder of its own, to the step that fills it and to those that read from it."""
+    former, found = output.text.rstrip("/"), []
+    for step, values in steps.items():
+        for name, value in (_defaults(step) | dict(values)).items():
+            if isinstance(value, str) and (value.rstrip("/") == former or value.startswith(former + "/")):
+                found.append(f"-p '{step}.{name}={own_form(output)}{value[len(former) :].rstrip('/')}'")
+    return " ".join(found)
 
 # %% ../../nbs/88_pipeline.outputs.ipynb #b004600f
 @dataclass(frozen=True)
