@@ -19,16 +19,19 @@ from hpacell.cli import main
 from hpacell.feed.store import read_store
 from hpacell.fields.simulate import simulate_fields
 from hpacell.files import write_json, write_table
+from hpacell.locks import own_folder
 from hpacell.metrics.locations import score_locations, summarise_locations
 from hpacell.metrics.tissue import score_tissue
 from hpacell.pipeline import runs as runs_module
 from hpacell.pipeline import sweep as sweep_module
 from hpacell.pipeline import templates as templates_module
-from hpacell.pipeline.comparison import compare_runs, location_precisions, read_runs
+from hpacell.pipeline.compared import read_runs
+from hpacell.pipeline.comparison import compare_runs, location_precisions
 from hpacell.pipeline.extract import ExtractSettings, extract_fields
 from hpacell.pipeline.jobs import Job, Outcome, expected_need, n_startable, process_tree, run_jobs, thread_environment
 from hpacell.pipeline.outcomes import card_outcome, image_difference, organ_scores, read_image_scores, readable_table
 from hpacell.pipeline.points import read_sweep
+from hpacell.pipeline.records import SWEEP_LOCK, find_sweep
 from hpacell.pipeline.runs import RunError, list_runs, run
 from hpacell.pipeline.scored import (
     INHERITED,
@@ -38,7 +41,7 @@ from hpacell.pipeline.scored import (
     read_test_cells,
     surest_cells,
 )
-from hpacell.pipeline.sweep import describe_sweep, find_sweep, run_sweep, unfinished_sweep
+from hpacell.pipeline.sweep import describe_sweep, run_sweep, unfinished_sweep
 
 LOCATIONS = ("nucleoplasm", "nucleoli", "cytosol")
 
@@ -68,7 +71,8 @@ def test_a_grid(tmp_path):
     plan = read_sweep(written(tmp_path, GRID), ["epochs=5", "crop_size=32"])
     assert [point.name for point in plan.points] == [f"{model},seed={seed}" for model in ("batch_norm", "conv_basic") for seed in (0, 1, 2)]
     assert plan.points[4].steps == {
-        "train_classifier": {"store": "{sweep}/shared/store", "epochs": 5, "model": "conv_basic", "seed": 1, "model_folder": "{run}/model"}, "predict": {"model": "{run}/model"}
+        "train_classifier": {"store": "{sweep}/shared/store", "epochs": 5, "model": "conv_basic", "seed": 1, "model_folder": "{run}/model"},
+        "predict": {"model": "{run}/model", "predictions": "{run}/predictions"},
     }  # fmt: skip
     assert plan.shared == {"extract": {"store": "{run}/store", "crop_size": 32}} and plan.name == "zoo"
     again = read_sweep(written(tmp_path, yaml.safe_dump(plan.content, sort_keys=False), "again.yaml"))
@@ -101,8 +105,8 @@ def test_points_alone_and_with_a_grid(tmp_path):
 
 
 def test_a_flat_file(tmp_path):
-    plan = read_sweep(written(tmp_path, "store: a\nsweep: {crop_size: [32, 64]}\n", "extract.yaml"))
-    assert [point.steps for point in plan.points] == [{"extract": {"store": "a", "crop_size": size}} for size in (32, 64)]
+    plan = read_sweep(written(tmp_path, "store: '{run}/a'\nsweep: {crop_size: [32, 64]}\n", "extract.yaml"))
+    assert [point.steps for point in plan.points] == [{"extract": {"store": "{run}/a", "crop_size": size}} for size in (32, 64)]
 
 
 def test_a_long_name_is_cut_and_stays_its_own(tmp_path):
@@ -425,8 +429,7 @@ def test_a_shared_step_that_fails_stops_the_sweep(tmp_path, notebooks, capsys):
 def test_a_sweep_is_executed_by_one_process(tmp_path, notebooks):
     record = run_sweep(read_sweep(written(tmp_path, GRID)), tmp_path / "runs")
     path = Path(record["folder"]) / "sweep.json"
-    path.write_text(json.dumps(record | {"status": "running", "pid": os.getpid()}))
-    with pytest.raises(ValueError, match=f"which process {os.getpid()} does: wait for it"):
+    with own_folder(record["folder"], SWEEP_LOCK), pytest.raises(ValueError, match=f"got another process that does .process {os.getpid()} .*: wait until it has ended"):
         run_sweep(None, tmp_path / "runs", resume=record["id"])
     path.write_text(json.dumps(record | {"status": "running", "pid": 2**22 + 1}))
     notebooks.done = []
@@ -625,11 +628,13 @@ def test_a_card_of_another_training_says_nothing(own_runs):
 
 
 def test_runs_that_shared_a_folder_have_no_difference(own_runs):
+    import shutil
+
     run = own_runs / "plain,unet"
-    (run / "model" / "scores.csv").write_bytes((own_runs / "mixed,unet" / "model" / "scores.csv").read_bytes())
+    shutil.copytree(own_runs / "mixed,unet" / "model", run / "model", dirs_exist_ok=True)
     compared = compare_runs(read_runs([own_runs / "mixed,unet", run]), 20)
     assert compared.table["score"].notna().all() and "difference" not in compared.table and list(compared.images) == ["mixed,unet"]
-    assert any(note.startswith("plain,unet: ") and "of another training" in note for note in compared.notes)
+    assert any(note.startswith("plain,unet: ") and "has another score" in note for note in compared.notes), "an older run, which did not record its weights"
 
 
 def test_a_relative_folder_starts_at_the_working_folder(own_runs, monkeypatch):

@@ -59,15 +59,13 @@ def _is_of(training: Mapping, given: Mapping) -> bool:
     return all(form(said) == form(own) for form, said, own in both)
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #b2aca6fd
-def read_image_scores(path: str | Path, dice: float | None = None) -> pd.DataFrame:
+def read_image_scores(path: str | Path) -> pd.DataFrame:
     """Scores of the images that a model of tissue was judged by.
 
     Parameters
     ----------
     path : path or str
-        ``scores.csv`` of its folder.
-    dice : float, optional
-        Their mean, as a run has recorded it; it tells whether they are still that run's own.
+        ``scores.csv`` of its folder. Whether they are still those of a run, `hpacell.pipeline.compared.ComparedRun` tells.
 
     Returns
     -------
@@ -78,7 +76,7 @@ def read_image_scores(path: str | Path, dice: float | None = None) -> pd.DataFra
     Raises
     ------
     ValueError
-        A column is missing, nothing was scored, or the mean is another.
+        A column is missing, or nothing was scored.
     """
     columns = ["image", "organ", "n_truth", "n_ignored", "dice"]
     frame = pd.read_csv(path, dtype={"image": str, "organ": str}, keep_default_na=False, na_values=[""])
@@ -89,8 +87,6 @@ def read_image_scores(path: str | Path, dice: float | None = None) -> pd.DataFra
     judged = single[single["side"] == ("test" if (single["side"] == "test").any() else "valid")]
     if judged.empty:
         raise ValueError(f"{path}: expected scores of images, got none: train again")
-    if dice is not None and not np.isclose(mean := judged["dice"].mean(), dice, rtol=0, atol=1e-4, equal_nan=True):
-        raise ValueError(f"{path}: expected a mean Dice of {dice:.4f} as the run recorded, got {mean:.4f} of another training: give each run a model_folder of its own")
     return judged[columns].fillna({"organ": ""}).sort_values("image", ignore_index=True)
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #7a676b46
