@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..models.places import WEIGHTS_NAME
+from ..metrics.bootstrap import N_DRAWS
 from .compared import MEASURES, ComparedRun
 from .outcomes import image_difference, read_image_scores, readable_table
 from .scored import ScoredCells, paired_difference, read_test_cells
@@ -62,7 +63,7 @@ class Comparison:
         return "\n".join([lines, *self.notes])
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #f6d60cd3
-def compare_runs(runs: Sequence[ComparedRun], n_bootstrap: int = 200) -> Comparison:
+def compare_runs(runs: Sequence[ComparedRun], n_bootstrap: int = N_DRAWS) -> Comparison:
     """Put runs side by side.
 
     Parameters
