@@ -145,9 +145,9 @@ def _rule_of_three(score: np.ndarray, n_groups: int, limits: tuple[float, float]
 def _apart_in_odds(score: np.ndarray, apart: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Ends (2, N) of intervals whose distances (2, N) from scores (N,) are taken on the scale of log odds; NaN at a limit."""
     width = limits[1] - limits[0]
-    place = (score - limits[0]) / width
     if not np.isfinite(width):
         return np.full(apart.shape, np.nan)
+    place = (score - limits[0]) / width
     inner = np.where((place > 0) & (place < 1), place, np.nan)
     return limits[0] + width * expit(logit(inner) + apart / width / (inner * (1 - inner)))
 
