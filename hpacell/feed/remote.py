@@ -7,16 +7,16 @@ __all__ = ['write_store_to', 'fetch_store']
 
 # %% ../../nbs/61_feed.remote.ipynb #bbbb869d
 import os
-import secrets
-from pathlib import Path
 
-import filelock
 import fsspec
 
-from .parts import damage
-from .shards import file_checksum
-from .store import MANIFEST_NAME, QUARANTINE_NAME, CropStore, is_store_file, manifest_files, parse_manifest, read_manifest, remove_others
-from ..files import fingerprint, is_remote, join_path, read_bytes, write_atomic
+from .fetch import fetch_store  # noqa: F401
+from .store import MANIFEST_NAME, QUARANTINE_NAME, CropStore, is_store_file, manifest_files, parse_manifest
+from ..files import join_path
+
+# %% ../../nbs/61_feed.remote.ipynb #f1369cbb
+# There and back stand together.
+_all_ = ["fetch_store"]
 
 # %% ../../nbs/61_feed.remote.ipynb #ae254bcd
 def write_store_to(store: CropStore, address: str, verify: bool = False) -> None:
@@ -61,66 +61,3 @@ def write_store_to(store: CropStore, address: str, verify: bool = False) -> None
     for name in {entry["name"] for entry in manifest_files(former)} - wanted if former else ():
         if system.exists(f"{inside}/{name}"):
             system.rm_file(f"{inside}/{name}")
-
-# %% ../../nbs/61_feed.remote.ipynb #490cf6b3
-def fetch_store(address: str, cache: str | Path) -> str:
-    """A local copy of a remote store.
-
-    Parameters
-    ----------
-    address : str
-        Local folder (returned as it is) or fsspec address.
-    cache : path
-        Local folder for copies; what an earlier copy holds is not fetched again.
-
-    Returns
-    -------
-    str
-        Local folder of the store.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no store at that address.
-    ValueError
-        The store there is damaged.
-    """
-    if not is_remote(address):
-        return str(address)
-    folder = Path(cache) / f"store-{fingerprint(str(address))[:16]}"
-    (folder / "shards").mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".lock"):
-        for attempt in range(3):
-            read_manifest(address)  # says what is wrong
-            content = read_bytes(join_path(address, MANIFEST_NAME))
-            try:
-                return _fetch_files(address, content, folder)
-            except FileNotFoundError:
-                if attempt == 2:
-                    raise damage(address, "all files of its manifest", "not all of them") from None
-
-# %% ../../nbs/61_feed.remote.ipynb #4fbb8298
-def _fetch_files(address: str, content: bytes, folder: Path) -> str:
-    """Fetch what is missing, then put the manifest, and take away what it does not name."""
-    manifest = parse_manifest(content, address)
-    system, inside = fsspec.url_to_fs(str(address))
-    for entry in manifest_files(manifest):
-        target = folder / entry["name"]
-        if target.exists() and target.stat().st_size == entry["n_bytes"]:
-            continue
-        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            system.get_file(f"{inside}/{entry['name']}", str(partial))
-            if file_checksum(partial) != entry["xxh3_128"]:
-                raise ValueError(
-                    f"{address}/{entry['name']}: expected checksum {entry['xxh3_128']}, got another: the copy there is damaged, send it again with write_store_to(..., verify=True)"
-                )
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-    if system.exists(f"{inside}/{QUARANTINE_NAME}"):
-        system.get_file(f"{inside}/{QUARANTINE_NAME}", str(folder / QUARANTINE_NAME))
-    with write_atomic(folder / MANIFEST_NAME) as file:
-        file.write(content)
-    remove_others(folder, manifest)
-    return str(folder)

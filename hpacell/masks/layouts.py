@@ -283,7 +283,7 @@ def detect_layout(path: str | Path) -> str:
     FieldError
         None fits, or several do; the message says what was looked for.
     """
-    path = check_local(path, "labelled images")
+    path = check_local(path, "labelled images", "copy it here first")
     fits = [name for name, (test, _) in _TESTS.items() if test(path)]
     # Label images beside other things are those other things' own.
     fits = [name for name in fits if name != "plain"] or fits
@@ -329,7 +329,7 @@ def find_labelled(
     ValueError
         An unknown layout, target or rule.
     """
-    path = check_local(path, "labelled images")
+    path = check_local(path, "labelled images", "copy it here first")
     if layout != "auto" and layout not in LAYOUTS:
         raise ValueError(f"expected a layout among auto, {', '.join(LAYOUTS)}, got {layout!r}: choose one of them")
     if overlap not in OVERLAPS:

@@ -24,7 +24,7 @@ from ..feed.journal import BUILDING_NAME
 from ..feed.parts import read_rows, to_rows
 from ..feed.remote import fetch_store, write_store_to
 from ..feed.shards import COMPRESSIONS, choose_compression
-from ..feed.store import LOCK_NAME, MANIFEST_NAME, ORIGIN_NAME, SIGNATURES_NAME, CropStore, check_target, read_manifest, read_store
+from ..feed.store import LOCK_NAME, MANIFEST_NAME, ORIGIN_NAME, SIGNATURES_NAME, CropStore, OtherFormatError, check_target, read_manifest, read_store
 from ..feed.writer import DamagedPartError, StoreWriter
 from ..fields.catalog import catalog_fields, read_labels
 from ..fields.find import check_has_nucleus, survey_fields
@@ -82,7 +82,7 @@ class ExtractReport:
         n_good = self.n_fields - len(self.quarantine)
         made = f"{count_of(self.n_made, 'field')} made now" if self.n_made else "all was there already" if n_good else "no field could be used"
         notes = [note for note in self.notes if note not in self.told]
-        lines = [f"{count_of(len(self.store), 'cell')} of {count_of(n_good, 'field')} in {self.store.folder} ({made})", *notes]
+        lines = [f"{count_of(len(self.store), 'cell')} of {count_of(n_good, 'field')} in {self.store.address} ({made})", *notes]
         if self.unlabelled:
             lines.append(f"{count_of(len(self.unlabelled), 'field')} without labels, e.g. {self.unlabelled[0]}")
         if self.missing:
@@ -172,12 +172,21 @@ def _extract_to(store: str, fields, labels, settings, pattern, channels, workers
     cache = Path(read_settings().paths_cache)
     built = cache / f"building-{fingerprint(store)[:16]}"
     if not (built / MANIFEST_NAME).exists() and path_exists(f"{store.rstrip('/')}/{MANIFEST_NAME}"):
-        # Made on another machine: what it holds need not be made again.
-        shutil.copytree(fetch_store(store, cache), built, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK_NAME))
-    report = extract_fields(fields, built, labels, settings, pattern, channels, workers, compression, verify, reading)
+        try:  # made on another machine: what it holds need not be made again
+            shutil.copytree(fetch_store(store, cache), built, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK_NAME))
+        except OtherFormatError:
+            raise
+        except ValueError as error:
+            print(f"made again, and sent as a whole: {error}", file=sys.stderr)
+            verify = True
+    try:
+        report = extract_fields(fields, built, labels, settings, pattern, channels, workers, compression, verify, reading)
+    except ValueError as error:  # people know the store by its address
+        raise type(error)(str(error).replace(str(built), store)) from error
     with filelock.FileLock(built / LOCK_NAME):
         write_store_to(read_store(built), store, verify)
-    return replace(report, notes=(*report.notes, f"copied to {store}"))
+    report.store.address = store
+    return report
 
 # %% ../../nbs/91_pipeline.extract.ipynb #b4e773a4
 def _absolute(path: str | Path | None) -> str | None:

@@ -25,9 +25,10 @@ import pandas as pd
 import yaml
 
 from ..figures.report import write_report
-from ..files import check_local, read_json, write_atomic, write_json
+from ..files import check_local, join_path, path_exists, read_json, write_atomic, write_json
 from .plan import Plan, read_plan
 from .templates import workflow_folder
+from .values import check_values
 from ..progress import PROGRESS_VARIABLE, progress_target
 
 # %% ../../nbs/93_pipeline.runs.ipynb #b651d1bf
@@ -136,7 +137,7 @@ def find_run(run: str | Path, runs: str | Path = "runs") -> Path:
     FileNotFoundError
         There is no such run.
     """
-    for folder in (Path(run), Path(runs) / run):
+    for folder in (check_local(run, "a run", "copy it here first"), Path(runs) / run):
         if (folder / "run.json").is_file():
             return folder.absolute()
     raise FileNotFoundError(f"expected the id or the folder of a run, got {run}, which has no run.json there or in {runs}: see hpacell runs")
@@ -199,11 +200,12 @@ def run_plan(plan: Plan, runs: str | Path = "runs", resume: str | Path | None = 
 
     Raises
     ------
-    FileNotFoundError
-        There is no run to resume.
+    ValueError, FileNotFoundError
+        A value that no run can use, see `check_values`, or no run to resume; nothing was started.
     RunError
         A notebook failed; what it had done is kept.
     """
+    check_values(plan.steps)
     folder = find_run(resume, runs) if resume else new_folder(runs, plan.name).absolute()
     former = _former_record(folder) if resume else {}
     record = {
@@ -319,7 +321,8 @@ def _kernel_prints_to(path: Path) -> Iterator[None]:
 # %% ../../nbs/93_pipeline.runs.ipynb #17891fd7
 def _close(record: dict, folder: Path, status: str) -> None:
     """Metrics, report and the last state of a run."""
-    metrics = {path.stem.removeprefix("metrics_"): read_json(path) for path in sorted(folder.glob("metrics_*.json"))}
+    places = [(step, join_path(entry["values"].get("out", folder), f"metrics_{step}.json")) for step, entry in sorted(record["steps"].items())]
+    metrics = {step: read_json(path) for step, path in places if path_exists(path)}
     write_json(folder / "metrics.json", metrics)
     executed = [folder / f"{step}.ipynb" for step in record["steps"] if (folder / f"{step}.ipynb").exists()]
     if executed:
