@@ -343,6 +343,10 @@ def _sentence(error: Exception) -> str:
             errno.EROFS: f"expected to be allowed to write {what}, got a read-only disk: choose another folder",
         }
         return known.get(error.errno, f"expected to read or write {what}, got {error.strerror}: check the path and the disk")
+    if isinstance(error, ImportError):
+        from hpacell.extras import explain_import
+
+        return explain_import(error)
     if isinstance(error, (ValueError, OSError, RuntimeError)):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}; set HPACELL_DEBUG=1 to see where"

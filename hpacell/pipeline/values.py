@@ -10,9 +10,12 @@ import ast
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
+import fsspec
+
+from ..extras import explain_import
 from ..feed.shards import COMPRESSIONS
 from ..fields.image import Reading
-from ..files import check_local
+from ..files import check_local, is_remote
 from ..models.found import check_classifier
 from ..models.limits import THRESHOLD_RULES, TISSUE_LEAST, TISSUE_MODELS, TISSUE_RANGES, check_training
 from ..models.segmenter_recipe import SegmenterSettings
@@ -21,6 +24,18 @@ from .templates import workflow_parameters
 from ..vocabulary import check_known, check_numbers
 
 # %% ../../nbs/92_pipeline.values.ipynb #8f97c904
+def _check_addresses(values: Mapping) -> None:
+    """An error where there is no software for an address."""
+    for name, value in values.items():
+        if isinstance(value, str) and is_remote(value):
+            try:
+                fsspec.get_filesystem_class(value.partition("://")[0])
+            except ImportError as error:
+                raise ValueError(f"{name} {value}: {explain_import(error)}") from None
+            except ValueError:
+                raise ValueError(f"expected {name} as a path or an address such as s3://bucket/folder, got {value}: correct it") from None
+
+
 def _check_reading(values: Mapping) -> None:
     """How fields are read."""
     Reading(values["axes"], None if values["scene"] < 0 else values["scene"], values["z"])
@@ -84,12 +99,13 @@ def check_values(steps: Mapping[str, Mapping]) -> None:
     Raises
     ------
     ValueError, FileNotFoundError
-        The first that is wrong, with the workflow before it.
+        The first that is wrong, with the workflow before it; also an address for which a package is missing.
     """
     trained = False
     for step, given in steps.items():
         values = {name: ast.literal_eval(known.default) for name, known in workflow_parameters(step).items()} | dict(given)
         try:
+            _check_addresses(values)
             _CHECKS.get(step, dict)(values)
             if step == "predict" and not trained and "{run}" not in values["model"]:
                 check_classifier(values["model"])
