@@ -201,7 +201,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #5fa85b33
 def _train(arguments: argparse.Namespace) -> int:
     """Train a classifier and score it on fields it never saw."""
-    from hpacell.checks import check_train, training_options
+    from hpacell.pipeline.checks import check_train, training_options
     from hpacell.progress import load_tensorflow
 
     store = check_train(arguments)
@@ -218,7 +218,7 @@ def _train(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #59d65654
 def _predict(arguments: argparse.Namespace) -> int:
     """Locations of every cell."""
-    from hpacell.checks import check_predict
+    from hpacell.pipeline.checks import check_predict
     from hpacell.progress import load_tensorflow
 
     check_predict(arguments)

@@ -86,7 +86,7 @@ def test_the_words_are_those_of_the_networks():
     assert limits.AUGMENTATIONS == AUGMENTATIONS
     assert [limits.CHOICES[name] for name in ("loss", "optimizer", "schedule")] == [tuple(table) for table in (LOSSES, OPTIMIZERS, SCHEDULES)]
     asked = make_parser().parse_args("train s --out m --patience 3 --learning-rate 0.01 --augment flip,blur --balance weights --folds 4".split())
-    from hpacell.checks import training_options
+    from hpacell.pipeline.checks import training_options
 
     settings = TrainingSettings(**training_options(asked))
     assert (settings.patience, settings.learning_rate, settings.augment, settings.balance, settings.n_folds) == (3, 0.01, ("flip", "blur"), "weights", 4)
@@ -122,3 +122,35 @@ def test_an_empty_folder_is_refused(tmp_path, name):
     (tmp_path / "settings.ini").write_text("[paths]\nruns =\n")
     with pytest.raises(ValueError, match="expected a folder for paths_runs"):
         read_settings(tmp_path, environ={})
+
+
+def test_a_run_counts_steps_and_the_bar_of_fields_reaches_the_terminal(tmp_path, monkeypatch):
+    """What papermill counts is called a step, since cells are what people count; fields are counted on the same terminal."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    import papermill
+
+    from hpacell.pipeline.runs import _execute
+    from hpacell.progress import PROGRESS_VARIABLE, progress
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 110, 0, 0))
+    seen = {}
+
+    def executed(*arguments, progress_bar, **options):
+        seen.update(progress_bar)
+        seen["target"] = os.environ[PROGRESS_VARIABLE]
+        for _ in progress(range(3), 3, "extract"):
+            pass
+
+    monkeypatch.setattr(papermill, "execute_notebook", executed)
+    with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        _execute("extract", {}, tmp_path)
+        assert (seen["desc"], seen["unit"]) == ("extract", "step") and seen["target"] == os.ttyname(slave)
+        shown = os.read(master, 65536).decode()
+    os.close(master)
+    assert "extract:" in shown and "field" in shown and "cell" not in shown and "0/3 [00:00<" in shown
