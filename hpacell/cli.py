@@ -139,7 +139,7 @@ def _extract(arguments: argparse.Namespace) -> int:
         channels=arguments.channels, workers=workers_of(arguments), compression=arguments.compression, **reading_of(arguments),
     )  # fmt: skip
     print(report)
-    return _report_quarantine(report.quarantine, f"{report.store.folder}/quarantine.csv")
+    return _report_quarantine(report.quarantine, f"{report.store.address}/quarantine.csv")
 
 # %% ../nbs/99_cli.ipynb #6180b880
 def _verify(arguments: argparse.Namespace) -> int:
@@ -158,8 +158,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     """Write the crops of a store in another form."""
     from hpacell.feed.export import export_store
+    from hpacell.feed.store import read_store
+    from hpacell.files import check_local
 
-    store = _open_store(arguments.store)
+    check_local(arguments.out, "an export")  # before a remote store is fetched
+
+    store = read_store(arguments.store)
     print(f"{count_of(len(store), 'crop')} in {export_store(store, arguments.out, arguments.to)}")
     return 0
 
@@ -196,41 +200,29 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 1 if len(report.problems) else 0
 
 # %% ../nbs/99_cli.ipynb #5fa85b33
-def _open_store(address: str):
-    """A store, copied to the cache first if it is remote."""
-    from hpacell.feed.remote import fetch_store
-    from hpacell.feed.store import read_store
-    from hpacell.settings import read_settings
-
-    return read_store(fetch_store(address, read_settings().paths_cache))
-
-# %% ../nbs/99_cli.ipynb #59d65654
 def _train(arguments: argparse.Namespace) -> int:
     """Train a classifier and score it on fields it never saw."""
+    from hpacell.pipeline.checks import check_train, training_options
     from hpacell.progress import load_tensorflow
 
-    store = _open_store(arguments.store)
+    store = check_train(arguments)
     load_tensorflow()
     from hpacell.models.evaluation import evaluate_classifier
-    from hpacell.models.training import TrainingSettings, split_store, train_classifier
-    from hpacell.pipeline.plan import check_truth
+    from hpacell.models.training import TrainingSettings, train_classifier
 
-    words = ("model", "model_parameters", "epochs", "batch_size", "seed", "weak", "duplicates")
-    given = {name: getattr(arguments, name) for name in words if getattr(arguments, name) is not None}
-    settings = TrainingSettings(**given)
-    if arguments.truth:
-        check_truth(arguments.truth, set(store.index["field_id"][split_store(store, settings) == "test"]))
-    trained = train_classifier(store, arguments.out, settings)
+    trained = train_classifier(store, arguments.out, TrainingSettings(**training_options(arguments)))
     scored = evaluate_classifier(trained, store, truth=arguments.truth)
     print(scored.tables[scored.headline].to_string(index=False, float_format="{:.3f}".format))
     print(f"{scored}\nmodel in {trained.folder}")
     return 0
 
-# %% ../nbs/99_cli.ipynb #8380aabc
+# %% ../nbs/99_cli.ipynb #59d65654
 def _predict(arguments: argparse.Namespace) -> int:
     """Locations of every cell."""
+    from hpacell.pipeline.checks import check_predict
     from hpacell.progress import load_tensorflow
 
+    check_predict(arguments)
     load_tensorflow()
     from hpacell.pipeline.predict import predict_fields
 
@@ -311,12 +303,15 @@ def _sweep(arguments: argparse.Namespace) -> int:
 # %% ../nbs/99_cli.ipynb #1a761cee
 def _compare(arguments: argparse.Namespace) -> int:
     """Print runs side by side, and make a page of them."""
+    from hpacell.files import check_local
     from hpacell.pipeline.compared import read_runs
     from hpacell.pipeline.comparison import compare_runs
     from hpacell.pipeline.plan import Plan
     from hpacell.pipeline.records import find_compared
     from hpacell.pipeline.runs import run_plan
 
+    if arguments.out:
+        check_local(arguments.out, "a page")
     if arguments.out and Path(arguments.out).suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"expected a page that ends in .html for --out, got {arguments.out}: name it so")
     folder = runs_folder_of(arguments)
@@ -352,6 +347,10 @@ def _sentence(error: Exception) -> str:
             errno.EROFS: f"expected to be allowed to write {what}, got a read-only disk: choose another folder",
         }
         return known.get(error.errno, f"expected to read or write {what}, got {error.strerror}: check the path and the disk")
+    if isinstance(error, ImportError):
+        from hpacell.extras import explain_import
+
+        return explain_import(error)
     if isinstance(error, (ValueError, OSError, RuntimeError)):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}; set HPACELL_DEBUG=1 to see where"

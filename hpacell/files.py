@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['is_remote', 'join_path', 'path_name', 'path_stem', 'list_files', 'path_exists', 'make_folder', 'check_local',
-           'read_bytes', 'write_atomic', 'write_json', 'read_json', 'write_table', 'read_table', 'fingerprint']
+           'read_bytes', 'write_atomic', 'write_text', 'write_json', 'read_json', 'write_table', 'read_table',
+           'fingerprint']
 
 # %% ../nbs/04_files.ipynb #6246bd6e
 import hashlib
@@ -162,15 +163,17 @@ def make_folder(folder: str | Path) -> str:
     return str(folder)
 
 # %% ../nbs/04_files.ipynb #6a3a6c18
-def check_local(folder: str | Path, what: str) -> Path:
-    """A local folder, for what cannot be written elsewhere.
+def check_local(folder: str | Path, what: str, remedy: str = "write it locally and copy it there") -> Path:
+    """A local folder, for what cannot lie elsewhere.
 
     Parameters
     ----------
     folder : path or str
         Where to write.
     what : str
-        What is to be written, for the message.
+        What is to be written or read, for the message.
+    remedy : str
+        What to do instead, for the message.
 
     Returns
     -------
@@ -183,7 +186,7 @@ def check_local(folder: str | Path, what: str) -> Path:
         It is an fsspec address.
     """
     if is_remote(folder):
-        raise ValueError(f"expected a local folder for {what}, got {folder}: write it locally and copy it there")
+        raise ValueError(f"expected a local folder for {what}, got {folder}: {remedy}")
     return Path(folder)
 
 # %% ../nbs/04_files.ipynb #b2215fd4
@@ -255,6 +258,20 @@ def write_atomic(path: str | Path, mode: str = "wb") -> Iterator[IO]:
         partial.unlink(missing_ok=True)
 
 # %% ../nbs/04_files.ipynb #71b91387
+def write_text(path: str | Path, text: str) -> None:
+    """Write text atomically, in UTF-8.
+
+    Parameters
+    ----------
+    path : path or str
+        Local path or fsspec address.
+    text : str
+        What the file will hold.
+    """
+    with write_atomic(path, "w") as file:
+        file.write(text)
+
+# %% ../nbs/04_files.ipynb #d05ee238
 def write_json(path: str | Path, content: object) -> None:
     """Write JSON atomically, with sorted keys and an indent.
 
@@ -266,8 +283,7 @@ def write_json(path: str | Path, content: object) -> None:
         Anything JSON can hold; numpy numbers and paths too.
     """
     text = json.dumps(content, indent=1, sort_keys=True, default=_plain, allow_nan=False)
-    with write_atomic(path, "w") as file:
-        file.write(text + "\n")
+    write_text(path, text + "\n")
 
 # %% ../nbs/04_files.ipynb #a5d8f27e
 def _plain(value: object) -> object:

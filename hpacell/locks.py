@@ -17,6 +17,8 @@ from pathlib import Path
 
 import filelock
 
+from .files import check_local
+
 # %% ../nbs/05_locks.ipynb #fbf0884e
 LOCK_NAME = ".lock"
 
@@ -43,6 +45,8 @@ def own_folder(folder: str | Path, name: str = LOCK_NAME) -> Iterator[Path]:
 
     Raises
     ------
+    ValueError
+        The folder is an address.
     FolderInUse
         Another one writes there; the message says which process, since when, and how it was called.
 
@@ -51,7 +55,7 @@ def own_folder(folder: str | Path, name: str = LOCK_NAME) -> Iterator[Path]:
     >>> with own_folder("model") as folder:
     ...     (folder / "card.json").write_text("{}")
     """
-    folder = Path(folder)
+    folder = check_local(folder, "what is written by one process at a time")
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / name)
     try:

@@ -59,7 +59,16 @@ def progress(items: Iterable[Any] | None = None, total: int | None = None, descr
 
     if target == os.devnull:
         return tqdm(items, disable=True, **shared)
-    return tqdm(items, file=open(target, "w"), leave=False, **shared)
+    terminal = open(target, "w")
+
+    class Bar(tqdm):
+        """A bar that closes the terminal that was opened for it."""
+
+        def close(self) -> None:
+            super().close()
+            terminal.close()
+
+    return Bar(items, file=terminal, leave=False, **shared)
 
 # %% ../nbs/05_progress.ipynb #9de06dcb
 @contextmanager
@@ -89,4 +98,5 @@ def load_tensorflow() -> None:
 
         tensorflow.zeros(1)  # the devices are looked for at the first call
     tensorflow.get_logger().setLevel("ERROR")
+
 

@@ -363,8 +363,10 @@ def test_score(monkeypatch, capsys, problems, code):
     assert submission.calls == [("score_submission", ("mine.csv", "truth.csv"), {"iou": 0.5})] and capsys.readouterr().out == "report\n"
 
 
-def test_training_options_are_passed_on_only_when_given(store, monkeypatch):
-    given = []
+def test_training_options_are_passed_on_only_when_given(store, tmp_path, monkeypatch):
+    given, pairs = [], tmp_path / "pairs.csv"
+    ids = sorted(read_store(store).fields["field_id"])
+    pairs.write_text(f"a,b\n{ids[0]},{ids[0]}\n")
 
     def settings(**values):
         given.append(values)
@@ -374,9 +376,9 @@ def test_training_options_are_passed_on_only_when_given(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "hpacell.models.evaluation", types.SimpleNamespace(evaluate_classifier=None))
     monkeypatch.setitem(sys.modules, "hpacell.models.training", types.SimpleNamespace(TrainingSettings=settings, split_store=None, train_classifier=None))
     words = ["train", str(store), "--out", "model"]
-    assert main(words) == main([*words, "--weak", "noisy_or", "--duplicates", "pairs.csv", "--model-parameters", '{"strides": 2}']) == 2
+    assert main(words) == main([*words, "--weak", "noisy_or", "--duplicates", str(pairs), "--model-parameters", '{"strides": 2}']) == 2
     assert set(given[0]) == {"model", "epochs", "batch_size", "seed"}
-    assert {name: given[1][name] for name in ("weak", "duplicates", "model_parameters")} == {"weak": "noisy_or", "duplicates": "pairs.csv", "model_parameters": {"strides": 2}}
+    assert {name: given[1][name] for name in ("weak", "duplicates", "model_parameters")} == {"weak": "noisy_or", "duplicates": str(pairs), "model_parameters": {"strides": 2}}
 
 
 def test_bits_are_passed_on_only_when_given(monkeypatch):

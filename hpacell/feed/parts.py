@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .shards import CompressedShard, checksum, describe_file, map_shard
-from ..files import write_atomic
+from ..files import is_remote, write_atomic
 
 # %% ../../nbs/43_feed.parts.ipynb #2fc94d3d
 def read_rows(path: str | Path) -> pa.Table:
@@ -63,7 +63,8 @@ def damage(path: str | Path, expected: str, got: str) -> ValueError:
     ValueError
         To be raised; says what to do.
     """
-    return ValueError(f"{path}: expected {expected}, got {got}: the store is damaged, mend it with hpacell verify STORE --repair")
+    remedy = "see what else is with hpacell verify, and run hpacell extract with the same --out again" if is_remote(path) else "mend it with hpacell verify STORE --repair"
+    return ValueError(f"{path}: expected {expected}, got {got}: the store is damaged, {remedy}")
 
 # %% ../../nbs/43_feed.parts.ipynb #30b06606
 _METADATA = b"hpacell"

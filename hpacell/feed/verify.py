@@ -6,16 +6,19 @@
 __all__ = ['VerifyReport', 'verify_store']
 
 # %% ../../nbs/59_feed.verify.ipynb #f028e868
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import pandas as pd
 
 from .journal import BUILDING_NAME
 from .parts import read_part, whole_fields
 from .shards import file_checksum
 from .store import MANIFEST_NAME, ORIGIN_NAME, OWN_NAMES, QUARANTINE_NAME, SIGNATURES_NAME, is_store_file, manifest_files, read_manifest, read_store
-from ..files import check_local, fingerprint, read_json
+from ..files import fingerprint, is_remote, read_json
 from ..progress import progress
 from ..vocabulary import count_of
 
@@ -50,6 +53,8 @@ class VerifyReport:
         if self:
             return f"{self.folder}: sound ({checked})"
         lines = [f"{row.file}: {row.problem}" for row in self.problems.itertuples()]
+        if is_remote(self.folder):
+            checked += "; to mend it, delete what is named there, and run hpacell extract with the same --out again"
         return "\n".join([f"{self.folder}: {count_of(len(lines), 'problem')} ({checked})", *lines])
 
 # %% ../../nbs/59_feed.verify.ipynb #886756b8
@@ -59,21 +64,21 @@ def verify_store(folder: str | Path) -> VerifyReport:
     Parameters
     ----------
     folder : path or str
-        Local folder of the store.
+        Local folder of the store, or its fsspec address; at an address, all files of its manifest are read.
 
     Returns
     -------
     VerifyReport
-        What is damaged, missing or foreign. `hpacell.pipeline.extract.repair_store` mends what is the store's own.
+        What is damaged, missing or foreign. `hpacell.pipeline.repair.repair_store` mends what is the store's own.
 
     Raises
     ------
     FileNotFoundError
         There is no store.
-    ValueError
-        It is not on a local disk.
     """
-    folder = check_local(folder, "a store that is to be checked")
+    if is_remote(folder):
+        return _verify_remote(str(folder).rstrip("/"))
+    folder = Path(folder)
     if not (folder / MANIFEST_NAME).exists() and not (folder / ORIGIN_NAME).exists() and not (folder / "shards").is_dir():
         raise FileNotFoundError(f"expected a crop store, got {folder} without {MANIFEST_NAME}: check the path, or make one with hpacell extract")
     problems: list[tuple[str, str]] = []
@@ -92,6 +97,28 @@ def verify_store(folder: str | Path) -> VerifyReport:
         problems += _quarantine_list(folder)
     frame = pd.DataFrame(problems, columns=["file", "problem"], dtype="str")
     return VerifyReport(str(folder), frame, len(entries) + 1, sum(entry["n_bytes"] for entry in entries))
+
+# %% ../../nbs/59_feed.verify.ipynb #1eb6ce64
+def _verify_remote(address: str) -> VerifyReport:
+    """Check every byte of a store at an address."""
+    problems, entries = [], []
+    try:
+        entries = manifest_files(read_manifest(address))
+    except ValueError as error:
+        problems.append((MANIFEST_NAME, _told(error)))
+    system, inside = fsspec.url_to_fs(address)
+    with tempfile.TemporaryDirectory() as folder:
+        copied = os.path.join(folder, "file")
+        for entry in progress(entries, len(entries), "verify", unit="file"):
+            try:
+                system.get_file(f"{inside}/{entry['name']}", copied)
+            except FileNotFoundError:
+                problems.append((entry["name"], "missing"))
+                continue
+            if problem := _problem_of(Path(folder), entry | {"name": "file"}):
+                problems.append((entry["name"], problem))
+    frame = pd.DataFrame(problems, columns=["file", "problem"], dtype="str")
+    return VerifyReport(address, frame, len(entries) + 1, sum(entry["n_bytes"] for entry in entries))
 
 # %% ../../nbs/59_feed.verify.ipynb #481336f3
 def _told(error: Exception) -> str:

@@ -159,7 +159,7 @@ def _unzip(content: bytes, path: str, max_pixels: int) -> bytes:
     stream = zlib.decompressobj(wbits=31)
     inside = stream.decompress(content, limit)
     if not stream.eof and len(inside) >= limit:
-        raise refusal(path, f"at most {limit:,} bytes", "more when unpacked", "raise max_pixels if the size is right")
+        raise refusal(path, f"at most {limit:,} bytes", "more when unpacked", "if the size is right, save the file without compression (in Python, max_pixels takes a greater limit)")
     if not stream.eof:
         raise refusal(path, "a whole gzip file", "one that ends early", AGAIN)
     return inside

@@ -154,7 +154,7 @@ def check_size(path: str, height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise refusal(
             path, f"at most {max_pixels:,} pixels", f"{height} x {width}",
-            "if the size is right, raise max_pixels or cut the image into tiles; otherwise the header is damaged",
+            "if the size is right, cut the image into tiles (in Python, max_pixels takes a greater limit); otherwise the header is damaged",
         )  # fmt: skip
 
 # %% ../../nbs/06_fields.image.ipynb #2bcfce67

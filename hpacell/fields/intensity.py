@@ -144,4 +144,4 @@ def to_channels(image: np.ndarray, n: int) -> np.ndarray:
     if (channels, n) == (3, 1):
         grey = np.dot(image.astype(np.float32), np.float32([0.299, 0.587, 0.114]))
         return (grey if image.dtype.kind == "f" else np.rint(grey)).astype(image.dtype)[..., None]
-    raise ValueError(f"expected an image of {n} channels, or of 1 or 3 that can become 3 or 1, got {channels}: choose the channels, image[..., [i]]")
+    raise ValueError(f"expected an image of {n} channels, or of 1 or 3 that can become 3 or 1, got {channels}: train with n_channels={channels}, or give images of {n} (in Python image[..., [i]] chooses channels)")

@@ -20,7 +20,7 @@ from ..fields.image import FieldError, refusal
 from ..fields.mask_names import MASK_WORDS
 from ..fields.names import image_stem, normal_name
 from ..files import check_local
-from .archives import coco_file, find_coco, find_rows, rows_file
+from .archives import coco_file, describe_file, find_coco, find_rows, rows_file
 from .labelled import LabelFile, LabelledImage, LabelSource, MaskFiles, Truth
 from .labels import OVERLAPS
 from .tissue import find_tissue_images, find_tissue_table, read_header
@@ -283,7 +283,7 @@ def detect_layout(path: str | Path) -> str:
     FieldError
         None fits, or several do; the message says what was looked for.
     """
-    path = check_local(path, "labelled images")
+    path = check_local(path, "labelled images", "copy it here first")
     fits = [name for name, (test, _) in _TESTS.items() if test(path)]
     # Label images beside other things are those other things' own.
     fits = [name for name in fits if name != "plain"] or fits
@@ -293,7 +293,7 @@ def detect_layout(path: str | Path) -> str:
         raise refusal(str(path), "one layout of labelled images", f"what fits {' and '.join(fits)}", f"say which you mean, such as layout {fits[0]!r}")
     looked = "; ".join(f"{name}: {what}" for name, (_, what) in _TESTS.items())
     names = sorted(one.name for one in path.iterdir())[:6] if path.is_dir() else []
-    got = ", ".join(names) or ("an empty folder" if path.is_dir() else "a file of another kind" if path.exists() else "no such file or folder")
+    got = ", ".join(names) or ("an empty folder" if path.is_dir() else describe_file(path))
     raise refusal(str(path), f"labelled images ({looked})", got, "check the path, or name the layout")
 
 # %% ../../nbs/33_masks.layouts.ipynb #460984d5
@@ -329,7 +329,7 @@ def find_labelled(
     ValueError
         An unknown layout, target or rule.
     """
-    path = check_local(path, "labelled images")
+    path = check_local(path, "labelled images", "copy it here first")
     if layout != "auto" and layout not in LAYOUTS:
         raise ValueError(f"expected a layout among auto, {', '.join(LAYOUTS)}, got {layout!r}: choose one of them")
     if overlap not in OVERLAPS:

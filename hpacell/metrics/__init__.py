@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "instances": ["jaccard", "score_instances"],
         "average_precision": ["score_average_precision", "score_coco"],
         "locations": ["co_occurrence", "score_locations", "summarise_locations"],
-        "truth": ["true_labels"],
+        "truth": ["true_labels", "write_truth"],
         "tissue": ["choose_thresholds_by_organ", "dice", "image_influence", "score_tissue"],
         "submission": ["read_submission", "score_submission", "validate_submission", "write_submission"],
         "tissue_submission": ["read_tissue_submission", "validate_tissue_submission", "write_tissue_submission"],

@@ -174,7 +174,7 @@ class PatchTraining(ABC):
             bar.update()
         row = {"epoch": epoch} | {name: float(np.mean([log[name] for log in logs])) for name in logs[0]}
         if not np.isfinite(row["loss"]):
-            raise ValueError(f"expected a finite loss, got {row['loss']} in epoch {epoch}: lower learning_rate or clip_norm, and train into another folder")
+            raise ValueError(f"expected a finite loss, got {row['loss']} in epoch {epoch}: lower learning_rate, and train into another folder")
         state["epoch"], last = epoch + 1, epoch + 1 == settings.epochs
         spent = sum(past["seconds"] for past in state["log"]) + time.monotonic() - started
         if settings.minutes and not last and spent >= 60 * settings.minutes:

@@ -162,7 +162,7 @@ def find_segmenter(path: str | Path) -> Path:
     ValueError
         An fsspec address.
     """
-    path, what = check_local(path, "a segmenter"), f"expected a segmenter ({WEIGHTS_NAME} beside {CARD_NAME})"
+    path, what = check_local(path, "a segmenter", "copy it here first"), f"expected a segmenter ({WEIGHTS_NAME} beside {CARD_NAME})"
     place = look_for_model(folder_of_file(path), SHIPPED / str(path))
     if place.is_whole:
         return place.folder

@@ -122,7 +122,7 @@ def load_tissue(path: str | Path) -> TrainedTissue:
         Weights and card do not belong together, the weights are of another network, or the card lacks something or is that
         of something else.
     """
-    place = look_for_model(check_local(path, "a model of tissue"))
+    place = look_for_model(check_local(path, "a model of tissue", "copy it here first"))
     if not place.is_whole:
         got = ", ".join(place.there) or "none"
         raise FileNotFoundError(f"expected a model of tissue ({WEIGHTS_NAME} beside {CARD_NAME}) in {path}, got {got}: check the path, or train again into the same folder")

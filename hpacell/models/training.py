@@ -31,7 +31,7 @@ from .blocks import keras
 from .card import NEGATIVE, TrainedClassifier, load_classifier, save_classifier, with_derived_negative
 from .objectives import averaged, make_loss, make_optimizer, seed_epoch
 from .places import CHECKPOINT_NAME, MARKS, STATE_NAME, clear_training, load_same, mark_training
-from .recipe import TrainingSettings, choose_locations, labels_fields, split_store
+from .recipe import TrainingSettings, check_weak, choose_locations, labels_fields, split_store
 from .transfer import set_backbone_trainable
 from .weak import DerivedNegative, InheritedLoss, correct_guesses, fit_field_model, make_bag_model, pool_probabilities, unmix
 from .weights import write_weights
@@ -252,8 +252,7 @@ def train_classifier(
         `weak` speaks of fields.
     """
     settings, folder = settings or TrainingSettings(), check_local(folder, "a classifier")
-    if settings.weak != "inherit" and not labels_fields(store.index):
-        raise ValueError(f"expected labels of fields for weak={settings.weak!r}, got labels that differ between the cells of a field: set weak to 'inherit'")
+    check_weak(store, settings.weak)
     split = store.assign(split=_without_black(store, split_store(store, settings)))
     locations = choose_locations(split.index.loc[split.index["split"] == "train", "labels"], locations)
     job = _job(split, settings, locations)

@@ -7,7 +7,6 @@ __all__ = ['ExtractReport', 'extract_fields', 'read_origin', 'ExtractSettings']
 
 # %% ../../nbs/91_pipeline.extract.ipynb #f89511c1
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,15 +21,15 @@ import pandas as pd
 
 from ..feed.journal import BUILDING_NAME
 from ..feed.parts import read_rows, to_rows
-from ..feed.remote import fetch_store, write_store_to
+from ..feed.remote import take_over, write_store_to
 from ..feed.shards import COMPRESSIONS, choose_compression
-from ..feed.store import LOCK_NAME, MANIFEST_NAME, ORIGIN_NAME, SIGNATURES_NAME, CropStore, check_target, read_manifest, read_store
+from ..feed.store import LOCK_NAME, ORIGIN_NAME, SIGNATURES_NAME, CropStore, check_target, read_manifest, read_store
 from ..feed.writer import DamagedPartError, StoreWriter
 from ..fields.catalog import catalog_fields, read_labels
 from ..fields.find import check_has_nucleus, survey_fields
 from ..fields.depth import Brightness, decide_scale, measure_brightness
 from ..fields.read import FieldError, FieldSource, Reading, read_field
-from ..files import fingerprint, is_remote, path_exists, read_json, write_json
+from ..files import check_local, fingerprint, is_remote, read_json, write_json
 from .engine import map_items, prepare_workers, workers_of
 from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key
 from .segmenters import processes_for
@@ -82,7 +81,7 @@ class ExtractReport:
         n_good = self.n_fields - len(self.quarantine)
         made = f"{count_of(self.n_made, 'field')} made now" if self.n_made else "all was there already" if n_good else "no field could be used"
         notes = [note for note in self.notes if note not in self.told]
-        lines = [f"{count_of(len(self.store), 'cell')} of {count_of(n_good, 'field')} in {self.store.folder} ({made})", *notes]
+        lines = [f"{count_of(len(self.store), 'cell')} of {count_of(n_good, 'field')} in {self.store.address} ({made})", *notes]
         if self.unlabelled:
             lines.append(f"{count_of(len(self.unlabelled), 'field')} without labels, e.g. {self.unlabelled[0]}")
         if self.missing:
@@ -169,15 +168,17 @@ def extract_fields(
 # %% ../../nbs/91_pipeline.extract.ipynb #50f50ab5
 def _extract_to(store: str, fields, labels, settings, pattern, channels, workers, compression, verify, reading) -> ExtractReport:
     """`extract_fields` into a remote store: built on a local disk, where it stays for the next run, and copied."""
-    cache = Path(read_settings().paths_cache)
+    cache = check_local(read_settings().paths_cache, "stores that are built")
     built = cache / f"building-{fingerprint(store)[:16]}"
-    if not (built / MANIFEST_NAME).exists() and path_exists(f"{store.rstrip('/')}/{MANIFEST_NAME}"):
-        # Made on another machine: what it holds need not be made again.
-        shutil.copytree(fetch_store(store, cache), built, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK_NAME))
-    report = extract_fields(fields, built, labels, settings, pattern, channels, workers, compression, verify, reading)
+    verify |= not take_over(store, cache, built)
+    try:
+        report = extract_fields(fields, built, labels, settings, pattern, channels, workers, compression, verify, reading)
+    except ValueError as error:  # people know the store by its address
+        raise type(error)(str(error).replace(str(built), store)) from error
     with filelock.FileLock(built / LOCK_NAME):
         write_store_to(read_store(built), store, verify)
-    return replace(report, notes=(*report.notes, f"copied to {store}"))
+    report.store.address = store
+    return report
 
 # %% ../../nbs/91_pipeline.extract.ipynb #b4e773a4
 def _absolute(path: str | Path | None) -> str | None:

@@ -114,7 +114,7 @@ def words_of(folder: str | Path) -> dict[str, str]:
 def _find(given: str | Path, runs: str | Path, *names: str) -> Path | None:
     """The folder that holds one of these records, absolute and without links."""
     for name in names:
-        for folder in (Path(given), Path(runs) / given):
+        for folder in (check_local(given, "a run", "copy it here first"), Path(runs) / given):
             if (folder / name).is_file():
                 return folder.resolve()
     return None

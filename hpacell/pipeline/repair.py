@@ -70,7 +70,7 @@ def repair_store(store: str | Path, workers: int = 0) -> RepairReport:
     FieldError
         The fields are not there any more.
     """
-    folder = check_local(store, "a store that is to be mended")
+    folder = check_local(store, "a store that is to be mended", "delete there what hpacell verify names, and run hpacell extract with the same --out again")
     try:
         manifest = read_manifest(folder)
         records = _records(folder, manifest)

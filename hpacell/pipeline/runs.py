@@ -23,7 +23,7 @@ import pandas as pd
 import yaml
 
 from ..figures.report import write_report
-from ..files import read_json, write_atomic, write_json
+from ..files import join_path, path_exists, read_json, write_atomic, write_json
 from ..locks import own_folder
 from .outputs import TRAININGS, check_outputs, made_weights, with_own_folders
 from .plan import Plan, read_plan
@@ -45,6 +45,7 @@ from hpacell.pipeline.records import (
     write_record,
 )
 from .templates import workflow_folder
+from .values import check_values
 from ..progress import PROGRESS_VARIABLE, progress_target
 
 # %% ../../nbs/93_pipeline.runs.ipynb #b651d1bf
@@ -145,6 +146,7 @@ def run_plan(
     RunError
         A notebook failed; what it had done is kept.
     """
+    check_values(plan.steps)
     if resume:
         folder = find_run(resume, runs)
     else:
@@ -288,7 +290,9 @@ def _kernel_prints_to(path: Path) -> Iterator[None]:
 # %% ../../nbs/93_pipeline.runs.ipynb #17891fd7
 def _close(record: dict, folder: Path, status: str) -> None:
     """Metrics, report and the last state of a run."""
-    metrics = {path.stem.removeprefix("metrics_"): read_json(path) for path in sorted(folder.glob("metrics_*.json"))}
+    outs = {step: from_working_folder(entry["values"].get("out", folder), record["working_folder"]) for step, entry in sorted(record["steps"].items())}
+    places = {step: join_path(out, f"metrics_{step}.json") for step, out in outs.items()}
+    metrics = {step: read_json(path) for step, path in places.items() if path_exists(path)}
     write_json(folder / "metrics.json", metrics)
     executed = [folder / f"{step}.ipynb" for step in record["steps"] if (folder / f"{step}.ipynb").exists()]
     if executed:
