@@ -6,6 +6,7 @@
 __all__ = ['TITLES', 'TEST_CELLS_NAME', 'Evaluation', 'evaluate_classifier', 'activation_maps']
 
 # %% ../../nbs/69_models.evaluation.ipynb #cb617fc2
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..feed.choice import target_array
 from ..feed.store import CropStore
 from ..files import write_json, write_table
 from ..metrics.calibration import expected_calibration_error
+from ..metrics.gaps import count_sides, describe_gaps, find_gaps
 from ..metrics.locations import ROUGH_BELOW, describe_interval, score_locations, summarise_locations
 from ..metrics.truth import true_labels
 from .blocks import keras, layers
@@ -51,6 +53,8 @@ class Evaluation:
         What else there is to know.
     calibration : DataFrame, optional
         Calibration error of the headline, see `hpacell.metrics.calibration.expected_calibration_error`.
+    left_out : tuple of dict
+        Locations that are not in the means, see `hpacell.metrics.gaps.find_gaps`; one of the notes names them.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -59,6 +63,7 @@ class Evaluation:
     n_cells: int
     notes: tuple[str, ...] = ()
     calibration: pd.DataFrame | None = None
+    left_out: tuple[dict, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -83,7 +88,8 @@ class Evaluation:
         return {
             "scored": TITLES[self.headline], "average_precision": best["macro_average_precision"],
             "interval": describe_interval(best), "chance": best["macro_chance"], "f1": best["macro_f1"], "calibration_error": self.calibration_error,
-            "n_test_fields": self.n_fields, "n_test_cells": self.n_cells, "warning": self.warning, "summaries": self.summaries, "locations": tables,
+            "n_test_fields": self.n_fields, "n_test_cells": self.n_cells, "warning": self.warning, "left_out": list(self.left_out),
+            "summaries": self.summaries, "locations": tables,
         }  # fmt: skip
 
     @property
@@ -173,12 +179,31 @@ def evaluate_classifier(
         tables[kind] = score_locations(true, pred, **shared)
         summaries[kind] = summarise_locations(true, pred, **shared)
     calibration = expected_calibration_error(*kinds[next(iter(tables))][:2], classifier.locations)
-    evaluation = Evaluation(tables, summaries, int(ids.nunique()), len(cells), notes, calibration)
+    left_out = _left_out(classifier, store)
+    notes += _gap_notes(left_out, tables)
+    evaluation = Evaluation(tables, summaries, int(ids.nunique()), len(cells), notes, calibration, left_out)
     if classifier.card.get("labels") == "cells":  # their own labels are the truth
         cells["true_labels"] = cells["labels"]
     _keep(classifier, cells, answers)
     write_json(Path(classifier.folder) / CARD_NAME, {**classifier.card, "scores": evaluation.metrics()})
     return evaluation
+
+# %% ../../nbs/69_models.evaluation.ipynb #aec69374
+def _left_out(classifier: TrainedClassifier, store: CropStore) -> tuple[dict, ...]:
+    """Locations that are in no mean, with the number of fields of each side that carry them."""
+    sides = {field_id: side for side, ids in classifier.card["data"]["fields"].items() for field_id in ids}
+    fields = store.index[["field_id", "labels"]].drop_duplicates()
+    return tuple(find_gaps(count_sides(fields["field_id"], fields["labels"], fields["field_id"].map(sides)), known=classifier.locations))
+
+# %% ../../nbs/69_models.evaluation.ipynb #f875f0f4
+def _gap_notes(left_out: Sequence[Mapping], tables: Mapping[str, pd.DataFrame]) -> tuple[str, ...]:
+    """Sentences on locations that are in no mean, and on those that are not in the mean of single cells."""
+    notes, kind = [describe_gaps(left_out)] if left_out else [], next(iter(tables))
+    table = tables[kind]
+    absent = table["location"][(table["n_pos"] == 0) & ~table["location"].isin([gap["name"] for gap in left_out])].tolist()
+    if absent:
+        notes.append(f"left out of the mean of {TITLES[kind].lower()}: {', '.join(absent)} (none of {int(table['n'].iloc[0])} shows it)")
+    return tuple(notes)
 
 # %% ../../nbs/69_models.evaluation.ipynb #595c88ae
 def _test_cells(classifier: TrainedClassifier, store: CropStore) -> tuple[pd.DataFrame, np.ndarray]:

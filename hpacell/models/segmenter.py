@@ -18,6 +18,7 @@ import pandas as pd
 from ..fields.intensity import normalise_intensity, to_channels
 from ..files import check_local, write_table
 from ..masks.layouts import LabelledImage
+from ..metrics.gaps import count_sides, describe_kinds, find_gaps
 from ..metrics.instances import score_instances
 from .blocks import keras
 from .patch_training import PatchTraining, describe_job, tell_left_out
@@ -89,7 +90,7 @@ class _Training(PatchTraining):
         train, self.valid, test = ([image for image in images if sides[image.image_id] == side] for side in ("train", "valid", "test"))
         self.looked, self.scored = pick_evenly(self.valid, settings.valid_images), pick_evenly(test or self.valid, 0)
         chooses = bool(test) and len(self.valid) >= LEAST_CHOOSING and hasattr(self.method, "tune_config")
-        self.choosing = pick_evenly(self.valid, 0) if chooses else []
+        self.choosing, self.kinds = pick_evenly(self.valid, 0) if chooses else [], {image.image_id: image.kind for image in images}
         super().__init__(train, folder, settings, config)
 
     def make_network(self) -> keras.Model:
@@ -197,15 +198,17 @@ def _finish(training: _Training, counts: dict, sides: Mapping[str, str]) -> Trai
     training.tune()
     scores = training.score(training.scored, n_bootstrap=1000, seed=settings.seed)
     write_table(training.folder / "scores.csv", scores)
+    judged = "test" if "test" in sides.values() else "valid"
+    gaps = find_gaps(count_sides(sides, [training.kinds[name] for name in sides], sides.values()), judged)
     initial = {"initial_blake2b": job["initial"]["weights"]} if settings.initial else {}
     card = {
         "kind": "segmenter", "method": settings.method, "config": json.loads(training.config.to_json()), "n_channels": settings.n_channels,
         "channels": list(settings.channels), "target": settings.target or ("nuclei" if settings.channels == ("nucleus",) else "cells"),
-        "training": asdict(settings) | initial, "data": {"n_images": counts, "ids": job["ids"]},
+        "training": asdict(settings) | initial, "data": {"n_images": counts, "ids": job["ids"], "left_out": gaps},
         "split": "by kind, images that look almost the same on one side; sides of all images in split.csv",
         "scores": _scores_of(scores), **describe_choices(training.looked, training.choosing, training.scored, _FIXED),
     }  # fmt: skip
-    tell_choices(card, len(training.scored))
+    tell_choices(card, len(training.scored), describe_kinds(gaps, judged))
     return TrainedSegmenter(training.network, training.config, training.finish(card, digest, sides), str(training.folder))
 
 # %% ../../nbs/79_models.segmenter.ipynb #e54513fc

@@ -310,7 +310,7 @@ def describe_choices(epoch: Sequence[LabelledImage], thresholds: Sequence[Labell
     return {"chosen_on": ids, "thresholds": cut, "scores_of": f"valid, on which {' and '.join(chose)} {'were' if len(chose) > 1 else 'was'} chosen" if chose else "test"}
 
 # %% ../../nbs/69_models.segmenter_recipe.ipynb #2cfea4f1
-def tell_choices(choices: Mapping[str, object], n_scored: int) -> None:
+def tell_choices(choices: Mapping[str, object], n_scored: int, more: Sequence[str] = ()) -> None:
     """Print on which images a training chose, and which are scored, on the error stream.
 
     Parameters
@@ -319,9 +319,11 @@ def tell_choices(choices: Mapping[str, object], n_scored: int) -> None:
         From `describe_choices`.
     n_scored : int
         Number of scored images.
+    more : sequence of str
+        Further lines, see `hpacell.metrics.gaps.describe_kinds`.
     """
     judged = "that chose nothing" if choices["scores_of"] == "test" else f"of the side {choices['scores_of']}"
-    print(f"thresholds: {choices['thresholds']}; scores: {n_scored} image{'s' * (n_scored != 1)} {judged}", file=sys.stderr)
+    print(f"thresholds: {choices['thresholds']}; scores: {n_scored} image{'s' * (n_scored != 1)} {judged}", *more, sep="\n", file=sys.stderr)
 
 # %% ../../nbs/69_models.segmenter_recipe.ipynb #e52eb43e
 def pick_evenly(images: Sequence[LabelledImage], n: int) -> list[LabelledImage]:

@@ -18,6 +18,7 @@ import pandas as pd
 from ..fields.intensity import normalise_intensity, to_channels
 from ..files import check_local, write_table
 from ..masks.labelled import LabelledImage
+from ..metrics.gaps import count_sides, describe_kinds, find_gaps
 from ..metrics.tissue import ANY_ORGAN, THRESHOLDS, choose_thresholds_by_organ, count_reached, score_tissue, summarise_tissue
 from .blocks import keras
 from .patch_training import PatchTraining, describe_job, tell_left_out
@@ -257,13 +258,15 @@ def _finish(training: _Training, sides: Mapping[str, str]) -> TrainedTissue:
     scores = {side: training.score(side, config, n_bootstrap=1000, seed=settings.seed) for side in ("valid", "test") if training.images[side]}
     write_table(folder / "scores.csv", pd.concat([table.assign(side=side) for side, table in scores.items()]))
     judged = "test" if "test" in scores else "valid"
+    organs = [(image.image_id, image.kind, side) for side, images in training.images.items() for image in images]
+    gaps = find_gaps(count_sides(*map(list, zip(*organs, strict=True))), judged)
     fixed = "1/2, as the settings say" if settings.threshold == "half" else f"1/2, since fewer than {LEAST_CHOOSING} images are neither learned from nor scored"
     counts = {side: pd.Series([image.kind for image in images], dtype="str").value_counts().to_dict() for side, images in training.images.items()}
     card = {
-        "kind": "tissue", "config": json.loads(config.to_json()), "training": asdict(settings), "data": {"n_images": counts, "ids": training.job["ids"]},
+        "kind": "tissue", "config": json.loads(config.to_json()), "training": asdict(settings), "data": {"n_images": counts, "ids": training.job["ids"], "left_out": gaps},
         "scores": _scores_of(scores[judged]), **describe_choices(training.images["valid"], training.choosing, training.images[judged], fixed),
     }  # fmt: skip
-    tell_choices(card, len(training.images[judged]))
+    tell_choices(card, len(training.images[judged]), describe_kinds(gaps, judged))
     return TrainedTissue(training.network, config, training.finish(card, digest, sides), str(folder))
 
 # %% ../../nbs/79_models.tissue.ipynb #2ab7ed89
