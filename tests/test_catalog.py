@@ -285,6 +285,14 @@ def test_fields_of_many_labels_are_as_even_as_by_iterative_stratification():
     assert means.loc["all", "labels"] <= means.loc["one label after the other", "labels"] and means.loc["all", "size"] == 0
 
 
+def test_an_empty_cell_names_no_group(tmp_path):
+    rows = "".join(f"f{i},cytosol,{'d1' if i < 2 else '' if i < 6 else ' '}\n" for i in range(10))
+    frame = read_labels(write(tmp_path, "field_id,labels,group\n" + rows))
+    folds = split_folds(frame, 5)
+    assert folds[0] == folds[1] and folds.value_counts().tolist() == [2] * 5
+    assert number_groups(frame).tolist() == number_groups(frame.assign(group=[1.5, 1.5] + [None] * 8)).tolist() == [0, 0, *range(1, 9)]
+
+
 def test_seeds_differ_and_repeat():
     frame = pd.DataFrame({"field_id": [f"f{i}" for i in range(100)], "labels": [LOCATIONS[i % 5] for i in range(100)]})
     assert split_fields(frame, seed=1).equals(split_fields(frame, seed=1))

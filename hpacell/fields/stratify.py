@@ -18,7 +18,7 @@ def number_groups(frame: pd.DataFrame) -> np.ndarray:
     Parameters
     ----------
     frame : DataFrame
-        Rows with `field_id` and, where there are any, `group`; a row without an entry there is in none.
+        Rows with `field_id` and, where there are any, `group`; a row without an entry there, or with an empty text, is in none.
 
     Returns
     -------
@@ -28,7 +28,8 @@ def number_groups(frame: pd.DataFrame) -> np.ndarray:
     fields, names = pd.factorize(frame["field_id"], sort=True)
     if "group" not in frame:
         return fields
-    groups, _ = pd.factorize(frame["group"])
+    named = frame["group"].where(frame["group"].astype("str").str.strip() != "")  # an empty cell of a table names no group
+    groups, _ = pd.factorize(named)
     linked = groups >= 0  # no group: alone
     nodes = len(names) + groups.max(initial=-1) + 1
     links = coo_array((np.ones(linked.sum()), (fields[linked], len(names) + groups[linked])), shape=(nodes, nodes))
