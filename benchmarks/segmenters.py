@@ -1,8 +1,9 @@
 """Nuclei of every kind of image by every method: agreement with people's outlines, seconds an image, peak memory.
 
-Scored are the validation images of the segmenters that come with the package, which none of them was trained on: the images
-that `split_labelled(images, 0.15, 0)` keeps. Where a method's thresholds were chosen on these images, its scores with the
-thresholds that it had before stand beside, as `<method>, default thresholds`: the truth lies between the two. Each method
+Scored are the validation images of the segmenters that come with the package, which none of them was trained on: those that
+`split.csv` beside their weights names. Their best epoch was chosen by some of these images, their thresholds were chosen on images
+that they learned from. The scores with the thresholds of the configuration stand beside, as `<method>, default thresholds`; those with
+thresholds chosen on images neither learned from nor scored come from `benchmarks/thresholds.py`. Each method
 runs in a process of its own, so that its peak memory is its own; everything on two cores.
 
     python benchmarks/segmenters.py --data DSB2018 --out benchmarks/results/segmenters.json
@@ -28,12 +29,15 @@ PLAIN = ", default thresholds"
 
 
 def validation_images(data: Path, limit: int):
-    from hpacell.masks.layouts import find_labelled
-    from hpacell.models.segmenter_recipe import pick_evenly, split_labelled
+    import pandas as pd
 
-    images = find_labelled(data)
-    sides = split_labelled(images, 0.15, 0)
-    return pick_evenly([image for image in images if sides[image.image_id] == "valid"], limit)
+    from hpacell.masks.layouts import find_labelled
+    from hpacell.models.places import SHIPPED, shipped_segmenters
+    from hpacell.models.segmenter_recipe import pick_evenly
+
+    sides = [pd.read_csv(SHIPPED / name / "split.csv", dtype=str).set_index("image_id")["side"] for name in shipped_segmenters()]
+    images = [image for image in find_labelled(data) if all(one.get(image.image_id) == "valid" for one in sides)]
+    return pick_evenly(images, limit)
 
 
 def channels_of(pixels: np.ndarray) -> tuple[str, ...]:
@@ -118,7 +122,7 @@ def main() -> None:
         print(f"{method:28} 512x512 {results[method]['seconds_512']} s, 2048x2048 {results[method]['seconds_2048']} s, peak {results[method]['peak_mib']} MiB", flush=True)
     machine = {"cpu": platform.processor() or platform.machine(), "python": platform.python_version(), "cores_used": len(os.sched_getaffinity(0))}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"machine": machine, "images": "validation side of split_labelled(images, 0.15, 0)", "methods": results}, indent=1) + "\n")
+    arguments.out.write_text(json.dumps({"machine": machine, "images": "validation side of the split.csv beside the weights", "methods": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

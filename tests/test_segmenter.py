@@ -32,7 +32,7 @@ from hpacell.models.segmenter import (
     train_segmenter,
 )
 from hpacell.models.segmenter_card import find_segmenter, load_method, make_config, shipped_segmenters
-from hpacell.models.segmenter_recipe import METHODS, find_twins, look_through, pick_evenly
+from hpacell.models.segmenter_recipe import METHODS, find_twins, hold_out, look_through, pick_evenly
 from hpacell.models.unet import predict_maps
 from hpacell.pipeline.runs import run
 
@@ -94,6 +94,8 @@ def test_it_learns_and_says_how_well(trained):
     assert low <= card["scores"]["pooled"]["jaccard_50"][0] <= high and card["scores"]["pooled"]["n_images"] == 3
     assert card["data"]["n_images"] == {"train": {"fluorescence": 6, "stained": 2}, "valid": {"fluorescence": 2, "stained": 1}}
     assert dict(pd.read_csv(folder / "split.csv").to_numpy().tolist()) == SIDES
+    assert card["chosen_on"] == {"epoch": ["f0", "f1", "s0"], "thresholds": []} and card["scores_of"] == "valid, on which epoch was chosen"
+    assert card["thresholds"].startswith("as the configuration has them, since fewer than 3 images") and trained.config == make_config("unet", SETTINGS.config)
     assert not (folder / UNFINISHED_NAME).exists() and not list(folder.glob("state*")) and not list(folder.glob("partial*"))
 
 
@@ -268,7 +270,7 @@ def test_a_training_may_start_from_what_comes_with_the_package(name, tmp_path):
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):
     for changes, sides, message in (
         ({"patch": 66}, SIDES, "expected a patch of a multiple of 4"), ({"config": {"filter": [3]}}, SIDES, "did you mean 'filters'"),
-        ({}, {"f0": "train"}, "expected 'train' or 'valid' as the side of f1"), ({}, dict.fromkeys(SIDES, "train"), "got none for 'valid'"),
+        ({}, {"f0": "train"}, "expected 'train', 'valid' or 'test' as the side of f1"), ({}, dict.fromkeys(SIDES, "train"), "got none for 'valid'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             train_segmenter(IMAGES, tmp_path / "model", replace(SETTINGS, **changes), sides)
@@ -277,6 +279,51 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path):
         train_segmenter(IMAGES, tmp_path / "model", replace(SETTINGS, n_channels=4), SIDES)
     with pytest.raises(FileNotFoundError, match="stopped before its end"):
         find_segmenter(tmp_path / "model")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_thresholds_are_chosen_on_images_neither_learned_from_nor_scored(tmp_path, monkeypatch, capsys, method):
+    seen, module = [], load_method(method)
+    monkeypatch.setattr(module, "tune_config", lambda network, images, labels, config: (seen.append(labels), (config, 1.0))[1])
+    small = SETTINGS.config if method == "unet" else {"widths": [8, 8, 8, 8, 8], "blocks": [1] * 5, "pyramid_channels": 8, "mask_channels": 8, "box_units": 8, "backbone": "resnet"}
+    settings = replace(SETTINGS, method=method, config=small, epochs=1, steps_per_epoch=1, batch_size=1, augment=("flip",))
+    sides = {image.image_id: "valid" if image.image_id in ("f0", "f1", "f2", "s0", "s1", "empty") else "train" for image in IMAGES}
+    card = train_segmenter(IMAGES, tmp_path / "m", settings, sides).card
+    found = dict(pd.read_csv(tmp_path / "m" / "split.csv").to_numpy().tolist())
+    valid, test = (sorted(name for name, side in found.items() if side == wanted) for wanted in ("valid", "test"))
+    assert len(valid) == len(test) == 3 and sorted(valid + test) == sorted(name for name, side in sides.items() if side == "valid")
+    truths = {image.image_id: image.read()[1] for image in IMAGES}
+    assert len(seen) == 1 and len(seen[0]) == 3
+    for labels, name in zip(seen[0], [image.image_id for image in pick_evenly([image for image in IMAGES if image.image_id in valid], 0)], strict=True):
+        np.testing.assert_array_equal(labels, truths[name])
+    scores = pd.read_csv(tmp_path / "m" / "scores.csv", dtype=str)
+    assert sorted(set(scores["image"][scores["level"] == "image"])) == test and card["scores"]["pooled"]["n_images"] == 3
+    assert card["chosen_on"] == {"epoch": valid, "thresholds": valid} and card["scores_of"] == "test" and sum(card["data"]["n_images"]["test"].values()) == 3
+    assert "thresholds: chosen on 3 images not learned from; scores: 3 images that chose nothing" in capsys.readouterr().err
+
+
+def test_halves_of_what_is_not_learned_from():
+    @dataclass(frozen=True)
+    class Picture:
+        image_id: str
+        kind: str
+        seed: int
+
+        def read_image(self):
+            return np.random.default_rng(self.seed).random((20, 20))
+
+    images = [Picture(f"p{i:02}", "ab"[i % 2], i) for i in range(24)] + [Picture(f"twin{i:02}", "ab"[i % 2], i) for i in range(0, 24, 3)]
+    sides = {image.image_id: "train" if image.seed >= 20 else "valid" for image in images}
+    halved = hold_out(images, sides)
+    assert halved == hold_out(images[::-1], sides) and halved != hold_out(images, sides, 1)
+    assert all(halved[f"p{i:02}"] == halved[f"twin{i:02}"] for i in range(0, 24, 3))
+    assert {name for name, side in halved.items() if side == "train"} == {name for name, side in sides.items() if side == "train"}
+    for kind in "ab":
+        here = [halved[image.image_id] for image in images if image.kind == kind and image.seed < 20]
+        assert abs(here.count("test") - here.count("valid")) <= 1
+    assert hold_out(images, halved) == halved, "images for the scores are there already"
+    few = {name: "train" if name not in ("p00", "twin00", "p01", "p02", "p04", "p05") else "valid" for name in sides}
+    assert hold_out(images, few) == few, "five different images are too few"
 
 
 def test_only_empty_images(tmp_path):

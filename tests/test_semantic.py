@@ -18,6 +18,7 @@ from hpacell.fields.intensity import normalise_intensity
 from hpacell.metrics.tissue import (
     THRESHOLDS,
     choose_thresholds_by_organ,
+    count_reached,
     dice,
     dice_curve,
     image_influence,
@@ -59,6 +60,20 @@ def test_dice_is_its_definition(drawn):
     assert dice(truth, pred, ignore=None) == pytest.approx(plain_dice((truth != 0).astype(np.uint8), pred))
     steps = (0.0, 0.25, 0.5, 1.0)
     np.testing.assert_allclose(dice_curve(truth, probability, steps), [plain_dice(truth, probability >= step) for step in steps])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_curve_and_the_mask_agree_on_what_reaches_a_threshold(dtype):
+    rng = np.random.default_rng(0)
+    steps = np.array(THRESHOLDS)
+    probability = np.concatenate([steps, rng.choice(steps, 163), rng.integers(0, 256, 200) / 255]).astype(dtype).reshape(16, 25)
+    probability[0, :5] = np.nextafter(probability[0, :5], dtype(0))
+    truth = rng.integers(0, 2, probability.shape).astype(np.uint8)
+    each = [dice(truth, probability >= step) for step in THRESHOLDS]
+    np.testing.assert_array_equal(dice_curve(truth, probability), each)
+    np.testing.assert_array_equal(count_reached(probability), np.sum([probability >= step for step in THRESHOLDS], axis=0))
+    best = choose_thresholds_by_organ([(truth, probability)], ["kidney"])[""]
+    assert dice(truth, probability >= best) == max(each)
 
 
 def random_pairs(n, seed=0):
@@ -387,10 +402,12 @@ def test_reduced_images_hold_means_and_majorities():
 
 
 def test_a_training_ends_in_a_card_with_scores_of_images_that_chose_nothing(tmp_path, capsys):
-    sides = {image.image_id: ("test", "valid", "train")[min(i // 2, 2)] for i, image in enumerate(IMAGES)}
+    sides = {image.image_id: "test" if i < 2 else "valid" if i < 5 else "train" for i, image in enumerate(IMAGES)}
     trained = train_tissue(IMAGES, tmp_path / "m", TINY, sides)
     card = json.loads((tmp_path / "m" / "card.json").read_text())
-    assert card["scores_of"] == "test" and card["data"]["n_images"] == {"train": {"kidney": 3, "lung": 3}, "valid": {"kidney": 1, "lung": 1}, "test": {"kidney": 1, "lung": 1}}
+    assert card["scores_of"] == "test" and card["data"]["n_images"] == {"train": {"kidney": 2, "lung": 3}, "valid": {"kidney": 2, "lung": 1}, "test": {"kidney": 1, "lung": 1}}
+    assert card["chosen_on"] == {"epoch": ["t2", "t3", "t4"], "thresholds": ["t2", "t3", "t4"]} and card["thresholds"] == "chosen on 3 images not learned from"
+    assert "thresholds: chosen on 3 images not learned from; scores: 2 images that chose nothing" in capsys.readouterr().err
     scores = pd.read_csv(tmp_path / "m" / "scores.csv")
     assert set(scores["side"]) == {"valid", "test"}
     again = load_tissue(tmp_path / "m")
@@ -398,9 +415,9 @@ def test_a_training_ends_in_a_card_with_scores_of_images_that_chose_nothing(tmp_
     expected = score_tissue(pairs, ["kidney", "lung"]).iloc[-1]["dice"]
     assert card["scores"]["all"]["dice"][0] == pytest.approx(expected, abs=1e-4)
     assert set(card["config"]["thresholds"]) == {"", "kidney", "lung"}
-    pairs = [(image.read()[1], trained.segment(image.read()[0], image.kind)) for image in IMAGES[2:4]]  # predicted once, to choose and to score
+    pairs = [(image.read()[1], trained.segment(image.read()[0], image.kind)) for image in IMAGES[2:5]]  # predicted once, to choose and to score
     chosen = scores[(scores["side"] == "valid") & (scores["level"] == "image")]
-    pd.testing.assert_series_equal(chosen["dice"], score_tissue(pairs, ["kidney", "lung"])["dice"][:2], check_index=False)
+    pd.testing.assert_series_equal(chosen["dice"], score_tissue(pairs, ["kidney", "lung", "kidney"])["dice"][:3], check_index=False)
     pixels = IMAGES[3].read()[0]
     np.testing.assert_array_equal(again.probability(pixels), trained.probability(pixels))
     train_tissue(IMAGES, tmp_path / "m", TINY, sides)
@@ -409,10 +426,24 @@ def test_a_training_ends_in_a_card_with_scores_of_images_that_chose_nothing(tmp_
     with pytest.raises(ValueError, match="expected weights with hash"):
         load_tissue(tmp_path / "m")
     without = train_tissue(IMAGES, tmp_path / "n", TINY, {name: side.replace("test", "none") for name, side in sides.items()})
-    assert without.card["scores_of"].startswith("valid, on which epoch and thresholds were chosen")
+    assert without.card["scores_of"] == "valid, on which epoch was chosen" and without.card["config"]["thresholds"] == {"": 0.5}
+    assert without.card["thresholds"].startswith("1/2, since fewer than 3 images are neither learned from nor scored")
     for wrong, message in (({}, "expected a side for each image"), (dict.fromkeys(sides, "valid"), "got none for 'train'")):
         with pytest.raises(ValueError, match=message):
             train_tissue(IMAGES, tmp_path / "x", TINY, {**wrong} or {"other": "train"})
+
+
+def test_without_images_for_scores_half_of_those_to_choose_by_are_scored(tmp_path):
+    sides = {image.image_id: "valid" if i < 6 else "train" for i, image in enumerate(IMAGES)}
+    card = train_tissue(IMAGES, tmp_path / "m", replace(TINY, epochs=1, steps_per_epoch=2), sides).card
+    table = pd.read_csv(tmp_path / "m" / "split.csv")
+    kept = {side: set(table["image_id"][table["side"] == side]) for side in ("train", "valid", "test")}
+    assert kept["train"] == {"t6", "t7", "t8", "t9"} and len(kept["valid"]) == len(kept["test"]) == 3
+    assert card["scores_of"] == "test" and set(card["chosen_on"]["thresholds"]) == set(card["chosen_on"]["epoch"]) == kept["valid"]
+    scores = pd.read_csv(tmp_path / "m" / "scores.csv")
+    assert set(scores["image"][(scores["side"] == "test") & (scores["level"] == "image")]) == kept["test"] and card["scores"]["all"]["n_images"] == 3
+    half = train_tissue(IMAGES, tmp_path / "h", replace(TINY, epochs=1, steps_per_epoch=2, threshold="half"), sides).card
+    assert half["chosen_on"]["thresholds"] == [] and half["thresholds"] == "1/2, as the settings say" and half["scores_of"] == "test"
 
 
 @pytest.fixture(scope="module")

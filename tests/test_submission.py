@@ -399,9 +399,11 @@ def test_the_files_give_the_score_of_the_tables(tmp_path):
     true_cells, _ = read_true_cells(tmp_path / "t.csv")
     expected = score_detections(true_cells, pred, fields, n_bootstrap=50, seed=4)
     pd.testing.assert_frame_equal(score.table, expected)
-    assert score.summary == expected.attrs["mean"] and score.problems == [] and score.notes == []
+    assert score.summary == expected.attrs["mean"] and score.problems == []
+    absent = expected[(expected["n_truth"] == 0) & (expected["n_pred"] > 0)]
+    assert score.notes == ["left out of the mean: " + ", ".join(f"{row.location} ({row.n_pred} predictions, no true cell)" for row in absent.itertuples())]
     lines = str(score).splitlines()
-    assert lines[0].split()[:3] == ["location", "n_truth", "n_pred"] and len(lines) == 21
+    assert lines[0].split()[:3] == ["location", "n_truth", "n_pred"] and len(lines) == 22
     assert lines[-1].startswith(f"Mean average precision at mask IoU 0.6: {score.summary['average_precision']:.3f} [")
     assert lines[-1].endswith(f"over {score.summary['n_locations']} locations in 2 fields")
 

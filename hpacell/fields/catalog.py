@@ -15,11 +15,10 @@ import fsspec
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..columns import match_ids, read_numbers, without_decimals
 from .find import FieldSource, check_field_id, find_fields
+from .stratify import count_labels, even_out, number_groups, stratify_groups
 from ..tables import check_columns, normal_id, read_text_table, shown_names
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, ORGANS, format_labels, parse_labels
 
@@ -253,89 +252,20 @@ def catalog_fields(sources: Sequence[FieldSource] | str | Path, labels: pd.DataF
     return Catalog(frame, missing_files, missing_labels)
 
 # %% ../../nbs/12_fields.catalog.ipynb #8a5af907
-def _groups_of(frame: pd.DataFrame) -> np.ndarray:
-    """Number of each row's group: rows that share a field, or a group, or are joined by others that do."""
-    fields, names = pd.factorize(frame["field_id"], sort=True)
-    if "group" not in frame:
-        return fields
-    groups, _ = pd.factorize(frame["group"])
-    linked = groups >= 0  # no group: alone
-    nodes = len(names) + groups.max(initial=-1) + 1
-    links = coo_array((np.ones(linked.sum()), (fields[linked], len(names) + groups[linked])), shape=(nodes, nodes))
-    joined = connected_components(links, directed=False)[1][fields]
-    # Numbered by their first field, so that the order of rows does not matter.
-    first = pd.Series(fields).groupby(joined).transform("min")
-    return pd.factorize(first, sort=True)[0]
-
-# %% ../../nbs/12_fields.catalog.ipynb #056b9eb6
-def _label_counts(frame: pd.DataFrame, groups: np.ndarray) -> np.ndarray:
-    """Rows of each group that carry each label, or come from each organ: (G, L)."""
-    rows: list[np.ndarray] = []
-    columns: list[np.ndarray] = []
-    n = 0
-    for name, separator in (("labels", "|"), ("organ", None)):
-        if name not in frame:
-            continue
-        texts = frame[name].reset_index(drop=True).dropna().astype(str)
-        single = (texts.str.split(separator) if separator else texts).explode()
-        single = single[single != ""]
-        codes, names = pd.factorize(single, sort=True)
-        rows.append(groups[single.index.to_numpy()])
-        columns.append(codes + n)
-        n += len(names)
-    counts = np.zeros((groups.max(initial=-1) + 1, n))
-    if n:
-        np.add.at(counts, (np.concatenate(rows), np.concatenate(columns)), 1)
-    return counts
-
-# %% ../../nbs/12_fields.catalog.ipynb #f8c6e69c
-def _stratify(counts: np.ndarray, sizes: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
-    """Side of each group (G,), by iterative stratification of label counts (G, L) into shares (K,)."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(sizes))
-    order = order[np.argsort(-sizes[order], kind="stable")]  # large groups first, while there is room
-    wanted = shares[:, None] * counts.sum(axis=0)  # (K, L)
-    room = shares * sizes.sum()
-    luck = rng.random((len(sizes), len(shares))) * 1e-9
-    sides = np.full(len(sizes), -1)
-
-    def give(group: int, need: np.ndarray) -> None:
-        open_ = room > 0
-        need = np.where(open_ if open_.any() else True, need, -np.inf)
-        best = np.flatnonzero(need >= need.max() - 1e-9)
-        side = best[np.argmax(room[best] + luck[group, best])] if len(best) > 1 else best[0]
-        sides[group] = side
-        room[side] -= sizes[group]
-        wanted[side] -= counts[group]
-
-    left = counts.sum(axis=0)
-    while (left > 0).any():
-        label = int(np.argmin(np.where(left > 0, left, np.inf)))
-        for group in order[(sides[order] < 0) & (counts[order, label] > 0)]:
-            give(group, wanted[:, label])
-        left = counts[sides < 0].sum(axis=0)
-    for group in order[sides[order] < 0]:
-        give(group, room)
-    return sides
-
-# %% ../../nbs/12_fields.catalog.ipynb #288b5f9d
-def _split(frame: pd.DataFrame, shares: np.ndarray, seed: int) -> np.ndarray:
+def _split(frame: pd.DataFrame, shares: np.ndarray, seed: int, even: bool) -> np.ndarray:
     """Side of each row."""
     if "field_id" not in frame:
         raise ValueError(f"expected a column field_id, got {', '.join(map(str, frame.columns))}: use read_labels or catalog_fields")
-    groups = _groups_of(frame)
+    groups = number_groups(frame)
     sizes = np.bincount(groups).astype(float)
     if len(sizes) < len(shares):
         raise ValueError(f"expected at least {len(shares)} groups of fields, got {len(sizes)}: use fewer folds or more fields")
-    sides = _stratify(_label_counts(frame, groups), sizes, shares, seed)
-    for empty in set(range(len(shares))) - set(sides.tolist()):
-        # Shares of less than one group: the smallest group of the fullest side.
-        fullest = np.argmax(np.bincount(sides, minlength=len(shares)))
-        moved = np.flatnonzero(sides == fullest)
-        sides[moved[np.argmin(sizes[moved])]] = empty
+    counts = count_labels(frame, groups)
+    sides = stratify_groups(counts, sizes, shares, seed)
+    sides = even_out(counts, sizes, shares, sides, seed) if even else sides
     return sides[groups]
 
-# %% ../../nbs/12_fields.catalog.ipynb #11c75277
+# %% ../../nbs/12_fields.catalog.ipynb #f51f2b9d
 def split_fields(frame: pd.DataFrame, fraction: float = 0.2, seed: int = 0) -> pd.Series:
     """Divide fields into training and validation.
 
@@ -365,10 +295,10 @@ def split_fields(frame: pd.DataFrame, fraction: float = 0.2, seed: int = 0) -> p
     """
     if not 0 < fraction < 1:
         raise ValueError(f"expected a fraction between 0 and 1, got {fraction}: 0.2 is usual")
-    sides = _split(frame, np.array([1 - fraction, fraction]), seed)
+    sides = _split(frame, np.array([1 - fraction, fraction]), seed, even=False)
     return pd.Series(np.array(["train", "valid"])[sides], index=frame.index, name="split", dtype=str)
 
-# %% ../../nbs/12_fields.catalog.ipynb #903f383d
+# %% ../../nbs/12_fields.catalog.ipynb #056b9eb6
 def split_folds(frame: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> pd.Series:
     """Divide fields into folds for cross-validation.
 
@@ -390,8 +320,13 @@ def split_folds(frame: pd.DataFrame, n_folds: int = 5, seed: int = 0) -> pd.Seri
     ------
     ValueError
         Too few folds, or more folds than groups of fields.
+
+    Notes
+    -----
+    The same whatever the order of the rows. All rows of a field, and of a `group`, are in one fold. Groups of several labels
+    are moved and exchanged until the numbers of all labels, and of rows, are even, see `hpacell.fields.stratify.even_out`.
     """
     if n_folds < 2:
         raise ValueError(f"expected 2 folds or more, got {n_folds}: for one division use split_fields")
-    sides = _split(frame, np.full(n_folds, 1 / n_folds), seed)
+    sides = _split(frame, np.full(n_folds, 1 / n_folds), seed, even=True)
     return pd.Series(sides, index=frame.index, name="fold", dtype="int64")

@@ -346,6 +346,10 @@ def score_submission(
     pred = pd.DataFrame(triples, columns=list(names), dtype=object).astype({"confidence": "float64"})
     table = score_detections(true_cells, pred, _with_sizes(fields, rows), iou, LOCATIONS, n_bootstrap, seed)
     notes = _doubts(rows, 3)
+    absent = table[(table["n_truth"] == 0) & (table["n_pred"] > 0)]
+    if len(absent):
+        named = ", ".join(f"{row.location} ({count_of(row.n_pred, 'prediction')}, no true cell)" for row in absent.itertuples())
+        notes.append(f"left out of the mean: {named}")
     n_missing = len(fields) - len(rows)
     if n_missing:
         notes.append(f"The submission has no line for {count_of(n_missing, 'field')} of the truth: their cells count as missed")

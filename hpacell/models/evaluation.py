@@ -6,6 +6,7 @@
 __all__ = ['TITLES', 'TEST_CELLS_NAME', 'Evaluation', 'evaluate_classifier', 'activation_maps']
 
 # %% ../../nbs/69_models.evaluation.ipynb #cb617fc2
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ..feed.store import CropStore
 from ..files import write_json, write_table
 from ..metrics.calibration import expected_calibration_error
 from ..metrics.bootstrap import MIN_GROUPS, N_DRAWS
+from ..metrics.gaps import count_sides, describe_gaps, find_gaps
 from ..metrics.locations import describe_against_chance, describe_score_interval, score_locations, summarise_locations
 from ..metrics.truth import true_labels
 from .blocks import keras, layers
@@ -52,6 +54,8 @@ class Evaluation:
         What else there is to know.
     calibration : DataFrame, optional
         Calibration error of the headline, see `hpacell.metrics.calibration.expected_calibration_error`.
+    left_out : tuple of dict
+        Locations that are not in the means, see `hpacell.metrics.gaps.find_gaps`; one of the notes names them.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -60,6 +64,7 @@ class Evaluation:
     n_cells: int
     notes: tuple[str, ...] = ()
     calibration: pd.DataFrame | None = None
+    left_out: tuple[dict, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -84,7 +89,8 @@ class Evaluation:
         return {
             "scored": TITLES[self.headline], "average_precision": best["macro_average_precision"],
             "interval": describe_score_interval(best), "chance": best["macro_chance"], "against_chance": describe_against_chance(best), "f1": best["macro_f1"], "calibration_error": self.calibration_error,
-            "n_test_fields": self.n_fields, "n_test_cells": self.n_cells, "warning": self.warning, "summaries": self.summaries, "locations": tables,
+            "n_test_fields": self.n_fields, "n_test_cells": self.n_cells, "warning": self.warning, "left_out": list(self.left_out),
+            "summaries": self.summaries, "locations": tables,
         }  # fmt: skip
 
     @property
@@ -175,12 +181,31 @@ def evaluate_classifier(
         summaries[kind] = summarise_locations(true, pred, **shared)
     true, pred, groups = kinds[next(iter(tables))]
     calibration = expected_calibration_error(true, pred, classifier.locations, groups=list(groups))
-    evaluation = Evaluation(tables, summaries, int(ids.nunique()), len(cells), notes, calibration)
+    left_out = _left_out(classifier, store)
+    notes += _gap_notes(left_out, tables)
+    evaluation = Evaluation(tables, summaries, int(ids.nunique()), len(cells), notes, calibration, left_out)
     if classifier.card.get("labels") == "cells":  # their own labels are the truth
         cells["true_labels"] = cells["labels"]
     _keep(classifier, cells, answers)
     write_json(Path(classifier.folder) / CARD_NAME, {**classifier.card, "scores": evaluation.metrics()})
     return evaluation
+
+# %% ../../nbs/69_models.evaluation.ipynb #aec69374
+def _left_out(classifier: TrainedClassifier, store: CropStore) -> tuple[dict, ...]:
+    """Locations that are in no mean, with the number of fields of each side that carry them."""
+    sides = {field_id: side for side, ids in classifier.card["data"]["fields"].items() for field_id in ids}
+    fields = store.index[["field_id", "labels"]].drop_duplicates()
+    return tuple(find_gaps(count_sides(fields["field_id"], fields["labels"], fields["field_id"].map(sides)), known=classifier.locations))
+
+# %% ../../nbs/69_models.evaluation.ipynb #f875f0f4
+def _gap_notes(left_out: Sequence[Mapping], tables: Mapping[str, pd.DataFrame]) -> tuple[str, ...]:
+    """Sentences on locations that are in no mean, and on those that are not in the mean of single cells."""
+    notes, kind = [describe_gaps(left_out)] if left_out else [], next(iter(tables))
+    table = tables[kind]
+    absent = table["location"][(table["n_pos"] == 0) & ~table["location"].isin([gap["name"] for gap in left_out])].tolist()
+    if absent:
+        notes.append(f"left out of the mean of {TITLES[kind].lower()}: {', '.join(absent)} (none of {int(table['n'].iloc[0])} shows it)")
+    return tuple(notes)
 
 # %% ../../nbs/69_models.evaluation.ipynb #595c88ae
 def _test_cells(classifier: TrainedClassifier, store: CropStore) -> tuple[pd.DataFrame, np.ndarray]:

@@ -18,12 +18,15 @@ import pandas as pd
 from ..fields.intensity import normalise_intensity, to_channels
 from ..files import check_local, write_table
 from ..masks.layouts import LabelledImage
+from ..metrics.gaps import count_sides, describe_kinds, find_gaps
 from ..metrics.instances import score_instances
 from .blocks import keras
 from .patch_training import PatchTraining, describe_job, tell_left_out
 from .places import load_same
 from .segmenter_card import TrainedSegmenter, load_method, load_segmenter, make_config
-from .segmenter_recipe import SegmenterSettings, describe_images, look_through, pick_evenly, split_labelled
+from hpacell.models.segmenter_recipe import (
+    LEAST_CHOOSING, SegmenterSettings, describe_choices, describe_images, hold_out, look_through, pick_evenly, split_labelled, tell_choices,
+)  # fmt: skip
 
 # %% ../../nbs/79_models.segmenter.ipynb #ffb0a14b
 # A segmenter is trained and loaded by people who think of one place.
@@ -84,8 +87,10 @@ class _Training(PatchTraining):
         self.method, self.start, config = load_method(settings.method), start, _make_config(settings, start)
         if settings.patch % config.stride:
             raise ValueError(f"expected a patch of a multiple of {config.stride} pixels for {settings.method}, got {settings.patch}: change it")
-        train, self.valid = ([image for image in images if sides[image.image_id] == side] for side in ("train", "valid"))
-        self.looked = pick_evenly(self.valid, settings.valid_images)
+        train, self.valid, test = ([image for image in images if sides[image.image_id] == side] for side in ("train", "valid", "test"))
+        self.looked, self.scored = pick_evenly(self.valid, settings.valid_images), pick_evenly(test or self.valid, 0)
+        chooses = bool(test) and len(self.valid) >= LEAST_CHOOSING and hasattr(self.method, "tune_config")
+        self.choosing, self.kinds = pick_evenly(self.valid, 0) if chooses else [], {image.image_id: image.kind for image in images}
         super().__init__(train, folder, settings, config)
 
     def make_network(self) -> keras.Model:
@@ -127,9 +132,9 @@ class _Training(PatchTraining):
         return score_instances(self.segment(images), names=names, kinds=kinds, **options)
 
     def tune(self) -> None:
-        """Choose what the method leaves to choose after the training, on training images: the others are for the scores."""
-        if hasattr(self.method, "tune_config"):
-            pairs = [image.read() for image in pick_evenly(self.train, self.settings.valid_images or len(self.valid))]
+        """Choose what the method leaves to choose after the training, on images that are neither learned from nor scored."""
+        if self.choosing:
+            pairs = [image.read() for image in self.choosing]
             pixels, truths = [self._normalise(one) for one, _ in pairs], [truth for _, truth in pairs]
             self.config = self.method.tune_config(self.network, pixels, truths, self.config)[0]
 
@@ -150,13 +155,16 @@ def train_segmenter(
     settings : SegmenterSettings, optional
         How.
     sides : mapping, optional
-        ``"train"`` or ``"valid"`` for each `image_id`; by default from `split_labelled`.
+        ``"train"``, ``"valid"`` (to choose epoch and thresholds by) or ``"test"`` (for the scores) for each `image_id`; by default
+        from `split_labelled`. Without any ``"test"``, half of ``"valid"`` becomes that, see
+        `hpacell.models.segmenter_recipe.hold_out`; where that has too few images, all of them choose the epoch and are scored,
+        thresholds stay as the configuration has them, and the card says so.
 
     Returns
     -------
     TrainedSegmenter
         With the weights that did best on the validation images. In the folder `log.csv` has a row per epoch,
-        ``tensorboard/`` the same for TensorBoard, `scores.csv` the scores of each validation image, `split.csv` the
+        ``tensorboard/`` the same for TensorBoard, `scores.csv` the scores of each scored image, `split.csv` the
         sides and `problems.csv` what could not be used. Until all is written, `unfinished.json` marks the folder, and `find_segmenter` refuses it.
 
     Raises
@@ -172,6 +180,7 @@ def train_segmenter(
     images, problems, contents = look_through(images)
     tell_left_out(problems)
     sides = _check_sides(images, sides or split_labelled(images, settings.valid_fraction, settings.seed))
+    sides = hold_out(images, sides, settings.seed)
     job = _job(images, settings, sides, contents, start)
     if former := load_same(folder, job, load_segmenter, "was trained before, with the same settings and images"):
         return former
@@ -180,20 +189,26 @@ def train_segmenter(
     return _finish(training, describe_images(images, sides), sides)
 
 # %% ../../nbs/79_models.segmenter.ipynb #fce3c8d8
+_FIXED = f"as the configuration has them, since fewer than {LEAST_CHOOSING} images are neither learned from nor scored"
+
+
 def _finish(training: _Training, counts: dict, sides: Mapping[str, str]) -> TrainedSegmenter:
     """Best weights, what is chosen after the training, scores, card; then the marks are taken away."""
     settings, job, digest = training.settings, training.job, training.keep_best()  # what is scored below is what is kept
     training.tune()
-    scores = training.score(pick_evenly(training.valid, 0), n_bootstrap=1000, seed=settings.seed)
+    scores = training.score(training.scored, n_bootstrap=1000, seed=settings.seed)
     write_table(training.folder / "scores.csv", scores)
+    judged = "test" if "test" in sides.values() else "valid"
+    gaps = find_gaps(count_sides(sides, [training.kinds[name] for name in sides], sides.values()), judged)
     initial = {"initial_blake2b": job["initial"]["weights"]} if settings.initial else {}
     card = {
         "kind": "segmenter", "method": settings.method, "config": json.loads(training.config.to_json()), "n_channels": settings.n_channels,
         "channels": list(settings.channels), "target": settings.target or ("nuclei" if settings.channels == ("nucleus",) else "cells"),
-        "training": asdict(settings) | initial, "data": {"n_images": counts, "ids": job["ids"]},
+        "training": asdict(settings) | initial, "data": {"n_images": counts, "ids": job["ids"], "left_out": gaps},
         "split": "by kind, images that look almost the same on one side; sides of all images in split.csv",
-        "scores": _scores_of(scores),
+        "scores": _scores_of(scores), **describe_choices(training.looked, training.choosing, training.scored, _FIXED),
     }  # fmt: skip
+    tell_choices(card, len(training.scored), describe_kinds(gaps, judged))
     return TrainedSegmenter(training.network, training.config, training.finish(card, digest, sides), str(training.folder))
 
 # %% ../../nbs/79_models.segmenter.ipynb #e54513fc
@@ -211,8 +226,8 @@ def _check_sides(images: Sequence[LabelledImage], sides: Mapping[str, str]) -> d
     """The side of each image, or a clear error."""
     found = {image.image_id: sides.get(image.image_id, "") for image in images}
     for image_id, side in found.items():
-        if side not in ("train", "valid"):
-            raise ValueError(f"expected 'train' or 'valid' as the side of {image_id}, got {side!r}: give each image one")
+        if side not in ("train", "valid", "test"):
+            raise ValueError(f"expected 'train', 'valid' or 'test' as the side of {image_id}, got {side!r}: give each image one")
     for side in ("train", "valid"):
         if side not in found.values():
             raise ValueError(f"expected images for both sides, got none for {side!r} among {len(found)}: change the sides or valid_fraction")

@@ -18,12 +18,13 @@ import pandas as pd
 from ..fields.intensity import normalise_intensity, to_channels
 from ..files import check_local, write_table
 from ..masks.labelled import LabelledImage
-from ..metrics.tissue import ANY_ORGAN, THRESHOLDS, choose_thresholds_by_organ, score_tissue, summarise_tissue
+from ..metrics.gaps import count_sides, describe_kinds, find_gaps
+from ..metrics.tissue import ANY_ORGAN, THRESHOLDS, choose_thresholds_by_organ, count_reached, score_tissue, summarise_tissue
 from .blocks import keras
 from .patch_training import PatchTraining, describe_job, tell_left_out
 from .places import CARD_NAME, WEIGHTS_NAME, load_same, look_for_model, read_card
 from .region_losses import RegionLoss
-from .segmenter_recipe import look_through
+from .segmenter_recipe import LEAST_CHOOSING, describe_choices, hold_out, look_through, tell_choices
 from .semantic import SemanticConfig, make_semantic, predict_mask, predict_probability
 from .tissue_recipe import SIDES, ReducedImage, TissueSettings, divide_tissue, group_tissue, split_tissue
 from .weights import load_weights
@@ -133,9 +134,6 @@ def load_tissue(path: str | Path) -> TrainedTissue:
     return TrainedTissue(network, config, card, str(place.folder))
 
 # %% ../../nbs/79_models.tissue.ipynb #0547cb61
-_STEPS = np.array(THRESHOLDS, np.float32)  # as NumPy compares a map with a threshold
-
-
 class _Training(PatchTraining):
     """A training of a model of tissue."""
 
@@ -144,6 +142,8 @@ class _Training(PatchTraining):
     def __init__(self, images: Sequence[LabelledImage], folder: Path, settings: TissueSettings, sides: Mapping[str, str]):
         self.images = {side: [image for image in images if sides[image.image_id] == side] for side in SIDES}
         self.reached: list[bytes] = []
+        chooses = settings.threshold != "half" and self.images["test"] and len(self.images["valid"]) >= LEAST_CHOOSING
+        self.choosing = self.images["valid"] if chooses else []
         super().__init__([ReducedImage(image, settings.reduce) for image in self.images["train"]], folder, settings, settings.make_config())
 
     def make_network(self) -> keras.Model:
@@ -186,9 +186,9 @@ class _Training(PatchTraining):
             yield from ((truth, found >= cut) for cut, (truth, found) in zip(cuts, self.maps(side, config), strict=True))
 
     def choose(self) -> SemanticConfig:
-        """The configuration for use: flips, and thresholds chosen on the images that choose."""
+        """The configuration for use: flips, and thresholds chosen on images that are neither learned from nor scored."""
         settings, config = self.settings, replace(self.config, flips=self.settings.flips)
-        if settings.threshold == "half":
+        if not self.choosing:
             return config
         organs = [image.kind if settings.threshold == "organ" else ANY_ORGAN for image in self.images["valid"]]
         return replace(config, thresholds=choose_thresholds_by_organ(self._remembered(config), organs))
@@ -196,7 +196,7 @@ class _Training(PatchTraining):
     def _remembered(self, config: SemanticConfig) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The maps of the images that choose; how many thresholds each pixel reaches is packed, and kept for their scores."""
         for truth, found in self.maps("valid", config):
-            self.reached.append(zlib.compress(np.searchsorted(_STEPS, found, side="right").astype(np.uint8), 1))
+            self.reached.append(zlib.compress(count_reached(found).astype(np.uint8), 1))
             yield truth, found
 
 # %% ../../nbs/79_models.tissue.ipynb #04883d65
@@ -217,8 +217,9 @@ def train_tissue(
         How.
     sides : mapping, optional
         ``"train"``, ``"valid"`` or ``"test"`` for each `image_id` (any other word leaves the image out); by default from
-        `hpacell.models.tissue_recipe.split_tissue`. Without any test image, those that choose are scored, which the
-        scores say.
+        `hpacell.models.tissue_recipe.split_tissue`. Without any test image, half of the validation images becomes that, see
+        `hpacell.models.segmenter_recipe.hold_out`; where they are too few, all of them choose the epoch and are scored, the
+        threshold is 1/2, and the card says so.
 
     Returns
     -------
@@ -241,7 +242,7 @@ def train_tissue(
 def _train(seen: tuple[list[LabelledImage], pd.DataFrame, dict[str, str]], folder: Path, settings: TissueSettings, sides: Mapping[str, str]) -> TrainedTissue:
     """Train on images that were looked through."""
     images, problems, contents = seen
-    sides = _check_sides(images, sides)
+    sides = hold_out(images, _check_sides(images, sides), settings.seed)
     job = describe_job(images, asdict(settings), sides, contents)
     if (former := load_same(folder, job, load_tissue, "was trained before, with the same settings and images")) is not None:
         return former
@@ -257,11 +258,15 @@ def _finish(training: _Training, sides: Mapping[str, str]) -> TrainedTissue:
     scores = {side: training.score(side, config, n_bootstrap=1000, seed=settings.seed) for side in ("valid", "test") if training.images[side]}
     write_table(folder / "scores.csv", pd.concat([table.assign(side=side) for side, table in scores.items()]))
     judged = "test" if "test" in scores else "valid"
+    organs = [(image.image_id, image.kind, side) for side, images in training.images.items() for image in images]
+    gaps = find_gaps(count_sides(*map(list, zip(*organs, strict=True))), judged)
+    fixed = "1/2, as the settings say" if settings.threshold == "half" else f"1/2, since fewer than {LEAST_CHOOSING} images are neither learned from nor scored"
     counts = {side: pd.Series([image.kind for image in images], dtype="str").value_counts().to_dict() for side, images in training.images.items()}
     card = {
-        "kind": "tissue", "config": json.loads(config.to_json()), "training": asdict(settings), "data": {"n_images": counts, "ids": training.job["ids"]},
-        "scores": _scores_of(scores[judged]), "scores_of": judged if judged == "test" else "valid, on which epoch and thresholds were chosen",
+        "kind": "tissue", "config": json.loads(config.to_json()), "training": asdict(settings), "data": {"n_images": counts, "ids": training.job["ids"], "left_out": gaps},
+        "scores": _scores_of(scores[judged]), **describe_choices(training.images["valid"], training.choosing, training.images[judged], fixed),
     }  # fmt: skip
+    tell_choices(card, len(training.images[judged]), describe_kinds(gaps, judged))
     return TrainedTissue(training.network, config, training.finish(card, digest, sides), str(folder))
 
 # %% ../../nbs/79_models.tissue.ipynb #2ab7ed89

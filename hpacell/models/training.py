@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +26,7 @@ from ..feed.choice import target_array
 from ..feed.gather import BatchPlan
 from ..feed.store import CropStore
 from ..files import check_local, fingerprint, read_json, write_json, write_table
+from ..metrics.gaps import count_sides, describe_gaps, find_gaps
 from ..metrics.locations import score_locations
 from .blocks import keras
 from .card import NEGATIVE, TrainedClassifier, load_classifier, save_classifier, with_derived_negative
@@ -67,6 +68,8 @@ class _Training:
         self.bag_steps = -(-self.train["field_id"].nunique() // settings.fields_per_batch)
         self.valid_feed = make_batches(store, query="split == 'valid'", batch_size=256, shuffle=False, **self.common)
         self.model = make_classifier(settings.model, store.shape, len(locations), "logits", **(settings.model_parameters or {}))
+        counts = count_sides(*(store.index[name] for name in ("field_id", "labels", "split")))
+        self.left_out = {side: find_gaps(counts, side, locations) for side in ("valid", "test")}
         self.state = {"epoch": 0, "stage": None, "best": -1.0, "best_epoch": 0, "wait": 0, "log": []}
 
     def stage(self, epoch: int) -> list[int]:
@@ -139,7 +142,7 @@ class _Training:
         likely = np.clip(np.where(truth > 0, found, 1 - found), 1e-7, 1)
         if self.of_fields:
             truth, found = truth[self.first], pool_probabilities(found, self.codes)
-        return {"val_loss": float(-np.log(likely).mean()), "val_ap": float(score_locations(truth, found, self.locations)["average_precision"].fillna(0).mean())}
+        return {"val_loss": float(-np.log(likely).mean()), "val_ap": float(np.nan_to_num(score_locations(truth, found, self.locations)["average_precision"].mean()))}
 
     def resume(self) -> tuple:
         """Take up what an unfinished training left; its learner, if its stage goes on."""
@@ -265,6 +268,7 @@ def train_classifier(
         training.make_learner(training.stage(0))  # what cannot be built ends here, before anything is written
         mark_training(folder, job)
         print(training.plan.cache_choice, file=sys.stderr)
+        _tell_gaps(training.left_out)
         training.run()
         training.model.load_weights(str(folder / CHECKPOINT_NAME))
         field_model = _fit_fields(training)
@@ -308,6 +312,14 @@ def _without_black(store: CropStore, sides: pd.Series) -> pd.Series:
         print(f"{int(black.sum())} of {len(black)} crops are black and left out, the first of field {store.index['field_id'][black.argmax()]}", file=sys.stderr)
     return sides.mask(black, "none")
 
+# %% ../../nbs/68_models.training.ipynb #2d498e5d
+def _tell_gaps(left_out: Mapping[str, Sequence[Mapping]]) -> None:
+    """Print on the error stream which locations are not in the mean that chooses the epoch, and not in that of the scores."""
+    for side, what in (("valid", "that chooses the epoch"), ("test", "of the scores")):
+        gaps = [gap for gap in left_out[side] if side == "test" or gap["train"] or gap[side]]
+        if sentence := describe_gaps(gaps, f"left out of the mean {what}", scored=side):
+            print(sentence, file=sys.stderr)
+
 # %% ../../nbs/68_models.training.ipynb #9eaf3b30
 def _fit_fields(training: _Training) -> dict | None:
     """The field model for the card; none where labels are those of cells."""
@@ -330,7 +342,7 @@ def _card(training: _Training) -> dict:
         "best_epoch": training.state["best_epoch"], "seconds": round(sum(row["seconds"] for row in training.state["log"]), 1),
         "data": {
             "store_checksum": store.manifest["checksum"], "n_crops": sides.value_counts().to_dict(),
-            "fields": {side: sorted(ids) for side, ids in fields.items()},
+            "fields": {side: sorted(ids) for side, ids in fields.items()}, "left_out": training.left_out,
         },
-        "scores": {},
+        "chosen_on": {what: "valid" for what in ("epoch", *(("field_model",) if training.of_fields else ()))}, "scores_of": "test", "scores": {},
     }  # fmt: skip

@@ -17,7 +17,7 @@ import pandas as pd
 from ..models.places import WEIGHTS_NAME
 from ..metrics.bootstrap import N_DRAWS
 from .compared import MEASURES, ComparedRun
-from .outcomes import image_difference, read_image_scores, readable_table
+from .outcomes import image_difference, name_left_out, read_image_scores, readable_table
 from .scored import ScoredCells, paired_difference, read_test_cells
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #210664ff
@@ -176,6 +176,7 @@ def _notes_of(table: pd.DataFrame, runs: Sequence[ComparedRun]) -> list[str]:
         notes.append(f"Scores: {measure}, 95 % intervals over {drawn}. {words}.")
     elif scored:
         notes.append(f"The scores are not of the same kind ({'; '.join(sorted(f'{measure}: {words}' for measure, _, words in scored)).lower()}): do not compare them across kinds.")
+    notes += [f"{run.name}: {sentence}" for run in done for sentence in name_left_out(run.scores, run.kind)]
     drawn, left = ("images", "scores.csv") if runs and runs[0].kind == "tissue" else ("fields", "test_cells.parquet")
     if "difference" in table and table["difference"].notna().any():
         notes.append(f"Differences: to {table['run'][0]} on the same test {drawn}, 95 % intervals of the paired difference.")

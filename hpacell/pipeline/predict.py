@@ -24,6 +24,7 @@ from ..fields.read import read_field
 from ..figures.cells import draw_map
 from ..figures.overlays import write_overlay
 from ..files import check_local, make_folder, write_table
+from ..metrics.gaps import describe_gaps
 from ..metrics.submission import check_locations, write_submission
 from ..models.card import TrainedClassifier, load_classifier
 from ..models.evaluation import activation_maps
@@ -206,6 +207,13 @@ def _submission_note(locations: Sequence[str]) -> str:
         return f"no submission.csv, all else is there: {error}"
     return ""
 
+# %% ../../nbs/92_pipeline.predict.ipynb #c2776583
+def _unknown_note(classifier: TrainedClassifier) -> str:
+    """Locations that fields of the classifier's own store carry, but none that it learned from; empty without any."""
+    known = set(classifier.locations)
+    gaps = [gap for gap in classifier.card["data"].get("left_out", {}).get("test", []) if gap["name"] not in known]
+    return describe_gaps(gaps, "not learned, so never predicted")
+
 # %% ../../nbs/92_pipeline.predict.ipynb #e9096ea6
 def _draw_overlays(sources: Sequence[FieldSource], cells: pd.DataFrame, folder: Path, workers: int, max_pixels: int) -> pd.DataFrame:
     """Write a picture of each field; `field_id, reason` of those that could not be drawn."""
@@ -366,4 +374,4 @@ def predict_fields(
     problems = _draw_overlays(drawn, cells, out / "overlays", workers, settings.max_pixels)
     quarantine = pd.concat([extracted.quarantine[["field_id", "reason"]], problems], ignore_index=True)
     write_table(out / "quarantine.csv", quarantine)
-    return PredictReport(extracted, cells, classifier, str(out), quarantine, (*extracted.notes, *((note,) if note else ())))
+    return PredictReport(extracted, cells, classifier, str(out), quarantine, (*extracted.notes, *(one for one in (note, _unknown_note(classifier)) if one)))
