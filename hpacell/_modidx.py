@@ -2758,6 +2758,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'hpacell/pipeline/closure.py'),
                                           'hpacell.pipeline.closure._imported': ( 'pipeline.closure.html#_imported',
                                                                                   'hpacell/pipeline/closure.py'),
+                                          'hpacell.pipeline.closure._locals': ( 'pipeline.closure.html#_locals',
+                                                                                'hpacell/pipeline/closure.py'),
                                           'hpacell.pipeline.closure._module': ( 'pipeline.closure.html#_module',
                                                                                 'hpacell/pipeline/closure.py'),
                                           'hpacell.pipeline.closure._path_of': ( 'pipeline.closure.html#_path_of',

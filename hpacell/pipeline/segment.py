@@ -205,7 +205,7 @@ _NOT_WRITTEN = ("hpacell.pipeline.segmenters:segment", "hpacell.fields.read:read
 def _key(source: FieldSource, mark: str, row: dict, method: str, border: str, diameter: float = 0) -> str:
     """What the label images of a field depend on that was found to be `row`; empty for files that may change unseen."""
     made_by = method_signature(method, source.channels or tuple(row["channels"].split("|")))
-    code = [made_by, reading_version(row.get("formats", "")), code_hash(_WRITTEN, _NOT_WRITTEN)]
+    code = [made_by, reading_version(row.get("formats", "")), code_hash(_WRITTEN, _NOT_WRITTEN, with_libraries=False)]
     made = [mark, border, diameter, astuple(source.reading), code]
     return fingerprint([source.field_id, list(source.channels), *made]) if mark else ""
 

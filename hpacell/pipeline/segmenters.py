@@ -148,7 +148,7 @@ def _backend() -> str:
 _HERE, _LEARNED = "hpacell.pipeline.segmenters", "hpacell.pipeline.learned"
 _CLASSICAL_CODE = ("hpacell.cells.segmentation:segment_field",)
 _NOT_FOLLOWED = (  # these refuse, or choose what is in the key already
-    f"{_HERE}:check_method", f"{_HERE}:method_for", f"{_LEARNED}:model_mark", "hpacell.pipeline.plugins:load_plugin",
+    f"{_HERE}:check_method", f"{_HERE}:method_for", f"{_HERE}:is_plugin", f"{_LEARNED}:model_mark", "hpacell.pipeline.plugins:load_plugin",
     "hpacell.models.places:KINDS", "hpacell.models.segmenter_card:find_segmenter", "hpacell.progress:without_stderr",
 )  # fmt: skip
 _METHODS_CODE = (f"{_LEARNED}:segment_learned", "hpacell.pipeline.plugins:run_plugin", *_CLASSICAL_CODE)
@@ -229,7 +229,7 @@ def segmenter_of(method: str) -> Callable[..., Segmentation]:
     check_method(method)
     plugin = load_plugin(method) if is_plugin(method) else None
 
-    def segment(
+    def find(
         image: np.ndarray, channels: Sequence[str] = CHANNELS, pixel_um: float | None = None, border: str = "keep", diameter: float | None = None
     ) -> Segmentation:
         SegmentationSettings(border=border)  # refuses an unknown rule
@@ -241,7 +241,7 @@ def segmenter_of(method: str) -> Callable[..., Segmentation]:
             return segment_field(image, channels=channels, pixel_um=pixel_um, border=border, diameter=diameter)
         return segment_learned(name, image, channels, pixel_um, border, diameter)
 
-    return segment
+    return find
 
 # %% ../../nbs/88_pipeline.segmenters.ipynb #d23bebe0
 def segment(field: Field | str | PathLike, method: str = "auto", border: str = "keep", diameter: float = 0) -> Segmentation:
