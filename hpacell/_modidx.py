@@ -2762,6 +2762,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'hpacell/pipeline/closure.py'),
                                           'hpacell.pipeline.closure._module': ( 'pipeline.closure.html#_module',
                                                                                 'hpacell/pipeline/closure.py'),
+                                          'hpacell.pipeline.closure._owner': ( 'pipeline.closure.html#_owner',
+                                                                               'hpacell/pipeline/closure.py'),
                                           'hpacell.pipeline.closure._path_of': ( 'pipeline.closure.html#_path_of',
                                                                                  'hpacell/pipeline/closure.py'),
                                           'hpacell.pipeline.closure._piece': ( 'pipeline.closure.html#_piece',

@@ -137,6 +137,8 @@ class _Module:
                 self.statements += [] if isinstance(inner, ast.stmt | ast.ExceptHandler) else [ast.Expr(inner)] if isinstance(inner, ast.expr) else []
                 for part in [inner] if isinstance(inner, ast.stmt) else getattr(inner, "body", []):
                     self.take(part)
+        elif (owner := _owner(node)) in self.definitions:
+            self.definitions[owner].append(node)
         elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
             self.statements.append(node)
 
@@ -146,6 +148,14 @@ def _bound(node: ast.Assign | ast.AnnAssign) -> list[str]:
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
     parts = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple | ast.List) else [target])]
     return [part.id for part in parts if isinstance(part, ast.Name)] if all(isinstance(part, ast.Name) for part in parts) else []
+
+
+def _owner(node: ast.stmt) -> str:
+    """The name whose value a statement changes, `TABLE[3] = 4` or `run.version = "2"`; empty for other statements."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+    while isinstance(target, ast.Attribute | ast.Subscript):
+        target = target.value
+    return target.id if isinstance(target, ast.Name) and not isinstance(node, ast.For | ast.AsyncFor) else ""
 
 
 def _attached(node: ast.Assign) -> dict[str, list[str]]:
