@@ -1,7 +1,10 @@
 """Segmenters of one's own: found by name, checked, and used by everything that segments."""
 
+import importlib
 import importlib.metadata
+import importlib.util
 import json
+import marshal
 import os
 import subprocess
 import sys
@@ -311,6 +314,24 @@ def test_a_file_that_changes_while_python_runs_is_refused(tmp_path, monkeypatch)
 def test_code_that_cannot_be_read_must_declare_a_version():
     with pytest.raises(ValueError, match="got one whose source cannot be read: give the function an attribute version"):
         check_method("math:sqrt")
+
+
+def test_code_that_is_not_python_must_have_a_version(tmp_path, monkeypatch):
+    """A library without a source that lies beside the module: nothing would tell when it changes."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "compiled_helper.pyc").write_bytes(compiled("def number(mask):\n    return mask * 1\n"))
+    (tmp_path / "compiled_user.py").write_text("import compiled_helper\n\n\ndef segment(image, channels):\n    return compiled_helper.number(image[..., 0] > 30), None\n")
+    with pytest.raises(ValueError, match="got one whose source cannot be read: give the function an attribute version"):
+        check_method("compiled_user:segment")
+    (tmp_path / "compiled_user.py").write_text((tmp_path / "compiled_user.py").read_text() + "\n\nsegment.version = '1'\n")
+    sys.modules.pop("compiled_user")
+    importlib.invalidate_caches()
+    check_method("compiled_user:segment")
+
+
+def compiled(text):
+    """The bytes of a .pyc file."""
+    return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(compile(text, "compiled_helper.py", "exec"))
 
 
 # The one function

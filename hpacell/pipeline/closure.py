@@ -360,10 +360,18 @@ def code_hash(roots: tuple[str, ...], leaves: tuple[str, ...] = (), with_librari
     -------
     str
         32 hexadecimal digits.
+
+    Raises
+    ------
+    LookupError
+        A root or a leaf does not exist; or code that is used has neither a source nor a version.
     """
     code = code_of(roots, leaves)
     met = {*code.libraries, *(name for library in code.libraries for name in BROUGHT.get(library, ()))} if with_libraries else set()
     libraries = sorted(name for name in met if name not in sys.stdlib_module_names and name not in NOT_COUNTED)
+    unknown = [name for name in libraries if not version_of(name) and util.find_spec(name)]
+    if unknown:
+        raise LookupError(f"expected {unknown[0]} in Python or with a version, got neither: install it as a package")
     return fingerprint([[name, version_of(name)] for name in libraries], code.definitions)
 
 # %% ../../nbs/86_pipeline.closure.ipynb #0972e1d5
