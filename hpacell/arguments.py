@@ -273,6 +273,14 @@ def _add_score(commands) -> None:
     parser.add_argument("--iou", metavar="X", type=number_between(0, 1), default=0.6, help="intersection over union from which on a mask lies on a true cell (default: 0.6)")
 
 # %% ../nbs/98_arguments.ipynb #b2874690
+def _add_working_folder(parser: argparse.ArgumentParser, what: str) -> None:
+    """--working-folder."""
+    parser.add_argument(
+        "--working-folder", metavar="FOLDER",
+        help=f"where relative paths of the parameters start (default: the current folder; with --resume the one in which the {what} was started, needed only if that was moved)",
+    )  # fmt: skip
+
+# %% ../nbs/98_arguments.ipynb #f1a82a0f
 def _add_run(commands) -> None:
     """run."""
     parser = _new_command(
@@ -284,9 +292,11 @@ def _add_run(commands) -> None:
     parser.add_argument("-p", dest="parameters", metavar="KEY=VALUE", action="append", help="override a parameter, or with WORKFLOW.KEY=VALUE that of one workflow; may be repeated")
     parser.add_argument("--workflow", metavar="NAME", help="which workflow a flat params file is for (default: its name)")
     parser.add_argument("--resume", metavar="RUN", help="id or folder of a stopped run: go on with what had not finished")
+    _add_working_folder(parser, "run")
+    parser.add_argument("--replace", action="store_true", help="fill folders anew that hold what another run has made, such as its model")
     add_runs_folder(parser)
 
-# %% ../nbs/98_arguments.ipynb #f1a82a0f
+# %% ../nbs/98_arguments.ipynb #2e1a1f26
 def _add_sweep(commands) -> None:
     """sweep."""
     parser = _new_command(
@@ -297,6 +307,7 @@ def _add_sweep(commands) -> None:
     parser.add_argument("-p", dest="parameters", metavar="KEY=VALUE", action="append", help="override a parameter that the sweep does not vary; may be repeated")
     parser.add_argument("--workflow", metavar="NAME", help="which workflow a flat params file is for (default: its name)")
     parser.add_argument("--resume", metavar="SWEEP", help="id or folder of a sweep: go on with what has not finished, or has failed")
+    _add_working_folder(parser, "sweep")
     parser.add_argument("--new", action="store_true", help="begin anew even where the same sweep was begun and has not finished")
     parser.add_argument(
         "--workers", metavar="N", type=whole_number(0), default=0,

@@ -42,7 +42,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     import hpacell
 
     arguments.params = str(Path(hpacell.__file__).parent / "params" / "demo.yaml")
-    arguments.workflow = arguments.resume = None
+    arguments.workflow = arguments.resume = arguments.working_folder = None
+    arguments.replace = False
     return _run(arguments)
 
 # %% ../nbs/99_cli.ipynb #72db6e51
@@ -247,8 +248,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from hpacell.pipeline.runs import run
 
     overrides = arguments.parameters or []
-    record = run(arguments.params, overrides, runs=runs_folder_of(arguments), workflow=arguments.workflow, resume=arguments.resume)
-    tell_fields(entry["values"] for entry in record["steps"].values())
+    given = {name: getattr(arguments, name) for name in ("workflow", "resume", "working_folder", "replace")}
+    record = run(arguments.params, overrides, runs=runs_folder_of(arguments), **given)
+    tell_fields((entry["values"] for entry in record["steps"].values()), record["working_folder"])
     return _show_run(record)
 
 # %% ../nbs/99_cli.ipynb #41227855
@@ -299,18 +301,20 @@ def _sweep(arguments: argparse.Namespace) -> int:
         raise ValueError("expected a params file with a sweep, got none: see params/zoo.yaml, or go on with hpacell sweep --resume SWEEP")
     plan = read_sweep(arguments.params, arguments.parameters or [], arguments.workflow) if arguments.params else None
     if resume is None and not arguments.new:
-        resume = unfinished_sweep(plan, folder)
+        resume = unfinished_sweep(plan, folder, arguments.working_folder)
         if resume:
             print(f"going on with {resume} (--new begins another)", file=sys.stderr)
-    record = run_sweep(plan, folder, resume, arguments.workers)
+    record = run_sweep(plan, folder, resume, arguments.workers, working_folder=arguments.working_folder)
     print(describe_sweep(record))
     return 1 if record["status"] != "finished" else 0
 
 # %% ../nbs/99_cli.ipynb #1a761cee
 def _compare(arguments: argparse.Namespace) -> int:
     """Print runs side by side, and make a page of them."""
-    from hpacell.pipeline.comparison import compare_runs, find_compared, read_runs
+    from hpacell.pipeline.compared import read_runs
+    from hpacell.pipeline.comparison import compare_runs
     from hpacell.pipeline.plan import Plan
+    from hpacell.pipeline.records import find_compared
     from hpacell.pipeline.runs import run_plan
 
     if arguments.out and Path(arguments.out).suffix.lower() not in (".html", ".htm"):

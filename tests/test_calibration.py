@@ -178,8 +178,9 @@ def test_bins_hold_all_cells_once(data):
     assert (table.high.to_numpy()[:-1] < table.low.to_numpy()[1:]).all()  # equal probabilities share a bin
     assert (table.n * table.promised).sum() == pytest.approx(pred.sum())
     assert (table.n * table.true).sum() == pytest.approx(truth.sum())
-    error = expected_calibration_error(truth, pred, n_bins=n_bins).error[0]
-    assert error == pytest.approx((table.n * (table.promised - table.true).abs()).sum() / n)
+    row = expected_calibration_error(truth, pred, n_bins=n_bins).iloc[0]
+    assert row.observed == pytest.approx((table.n * (table.promised - table.true).abs()).sum() / n)
+    assert 0 <= row.error <= row.observed
 
 
 def test_bins_are_of_equal_mass():
@@ -189,9 +190,10 @@ def test_bins_are_of_equal_mass():
 
 def test_certain_and_wrong_is_the_worst():
     truth = np.array([[1, 0], [0, 1], [1, 1], [0, 0]])
+    assert expected_calibration_error(truth, 1 - truth).observed.tolist() == [1, 1]
     assert expected_calibration_error(truth, 1 - truth).error.tolist() == [1, 1]
     assert expected_calibration_error(truth, truth).error.tolist() == [0, 0]
-    assert expected_calibration_error(truth, np.full((4, 2), 0.5)).error.tolist() == [0, 0]
+    assert expected_calibration_error(truth, np.full((4, 2), 0.5)).observed.tolist() == [0, 0]
 
 
 def test_intervals_widen_with_groups():
@@ -200,19 +202,63 @@ def test_intervals_widen_with_groups():
     fields = np.repeat([f"f{i}" for i in range(300)], 10)
     cells = expected_calibration_error(truth, pred, n_bootstrap=200)
     grouped = expected_calibration_error(truth, pred, groups=fields, n_bootstrap=200)
-    np.testing.assert_allclose(grouped.error, cells.error)
+    np.testing.assert_allclose(grouped.observed, cells.observed)
+    assert (grouped.by_chance > 2 * cells.by_chance).all()  # copies of a cell are no further evidence
     for table in (cells, grouped):
-        assert ((table.error_low < table.error) & (table.error < table.error_high)).all()
+        assert ((table.error_low <= table.error) & (table.error < table.error_high)).all()
     widths = [(table.error_high - table.error_low).mean() for table in (cells, grouped)]
     assert widths[1] > 2 * widths[0]
     again = expected_calibration_error(truth, pred, groups=fields, n_bootstrap=200)
     pd.testing.assert_frame_equal(again, grouped)
 
 
+def calibrated(n_fields: int, factor: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Truth, promises whose log odds are too large by a factor, and fields of about ten cells."""
+    rng = np.random.default_rng(seed)
+    field = np.repeat(np.arange(n_fields), rng.poisson(10, n_fields) + 1)
+    odds = rng.normal(0, 0.7, n_fields)[field] + rng.normal(0, 1, len(field))
+    truth = rng.random(len(field)) < 1 / (1 + np.exp(-odds))
+    return truth[:, None], 1 / (1 + np.exp(-factor * odds))[:, None], field
+
+
+@pytest.mark.parametrize("n_fields", [10, 50])
+def test_a_calibrated_model_is_not_said_to_be_off(n_fields):
+    rows = []
+    for seed in range(40):
+        truth, pred, fields = calibrated(n_fields, 1, seed)
+        rows.append(expected_calibration_error(truth, pred, groups=fields, n_bootstrap=200, seed=seed).iloc[0])
+    table = pd.DataFrame(rows)
+    assert table.observed.mean() > {10: 0.09, 50: 0.04}[n_fields]  # what chance shows: 0.11 and 0.05
+    assert table.error.mean() < {10: 0.05, 50: 0.025}[n_fields]  # measured in 100 sets: 0.028 and 0.014
+    assert (table.error_low <= 0.0015).sum() >= 34  # of 40; 95 and 94 of 100 measured, 34 of 40 or more in 99.7 of 100 tries
+
+
+def test_a_model_that_is_off_is_said_to_be_so():
+    truth, pred, fields = calibrated(2000, 1, 0)
+    many = expected_calibration_error(truth, pred, groups=fields).iloc[0]
+    assert many.observed - many.error < 0.006  # 22,000 cells: chance adds little (measured 0.004)
+    truth, pred, fields = calibrated(2000, 4, 0)
+    off = expected_calibration_error(truth, pred, groups=fields).iloc[0]
+    assert off.error == pytest.approx(off.observed, abs=0.002) and off.error > 0.15
+    few = [expected_calibration_error(*calibrated(20, 4, seed)[:2], groups=calibrated(20, 4, seed)[2]).error[0] for seed in range(20)]
+    assert np.mean(few) == pytest.approx(off.error, abs=0.03)  # measured difference 0.003
+
+
+def test_the_error_does_not_depend_on_the_order_of_rows():
+    truth, pred, fields = calibrated(12, 2, 3)
+    pred = pred.round(1)
+    order = np.random.default_rng(0).permutation(len(pred))
+    first = expected_calibration_error(truth, pred, groups=fields, n_bootstrap=50)
+    again = expected_calibration_error(truth[order], pred[order], groups=fields[order], n_bootstrap=50)
+    pd.testing.assert_frame_equal(first, again, rtol=1e-9)
+
+
 def test_one_group_and_no_cell():
     truth, pred = example(30)
     table = expected_calibration_error(truth, pred, groups=["f"] * 30, n_bootstrap=20)
     assert table[["error_low", "error_high"]].isna().all(axis=None) and table.error.notna().all()
+    nearly = expected_calibration_error(truth[:21], pred[:21], groups=np.arange(21) // 3, n_bootstrap=20)  # seven fields
+    assert nearly[["error_low", "error_high"]].isna().all(axis=None)
     empty = expected_calibration_error(truth[:0], pred[:0], NAMES, n_bootstrap=20)
     assert empty.n.tolist() == [0, 0, 0] and empty.error.isna().all()
     assert len(calibration_table(truth[:0], pred[:0], NAMES)) == 0

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
+from hpacell.metrics.bootstrap import MIN_GROUPS, bootstrap_average_precision
+from hpacell.metrics.chance import expected_average_precision
 from hpacell.metrics.locations import (
-    _average_precision,
-    _rank,
     co_occurrence,
-    describe_interval,
+    describe_against_chance,
+    describe_score_interval,
     score_locations,
     summarise_locations,
 )  # fmt: skip
@@ -38,10 +39,11 @@ def test_each_location_is_as_scikit_learn_says():
     taken = pred >= 0.4
     for k, row in enumerate(table.itertuples()):
         assert (row.n, row.n_pos) == (400, truth[:, k].sum())
-        assert row.chance == pytest.approx(truth[:, k].mean())
         if not row.n_pos:
-            assert np.isnan([row.average_precision, row.f1, row.precision, row.recall]).all()
+            assert np.isnan([row.average_precision, row.chance, row.f1, row.precision, row.recall]).all()
             continue
+        assert row.chance == pytest.approx(expected_average_precision(int(row.n_pos), pred[:, k]))
+        assert truth[:, k].mean() < row.chance < truth[:, k].mean() + 0.05  # 400 rows: little more than their share
         assert row.average_precision == pytest.approx(average_precision_score(truth[:, k], pred[:, k]))
         assert row.f1 == pytest.approx(f1_score(truth[:, k], taken[:, k]))
         assert row.precision == pytest.approx(precision_score(truth[:, k], taken[:, k], zero_division=0))
@@ -60,23 +62,23 @@ def test_macro_and_micro_are_as_scikit_learn_says():
         assert summary[f"{mean}_f1"] == pytest.approx(f1_score(t, d, average=mean, zero_division=0))
         assert summary[f"{mean}_precision"] == pytest.approx(precision_score(t, d, average=mean, zero_division=0))
         assert summary[f"{mean}_recall"] == pytest.approx(recall_score(t, d, average=mean, zero_division=0))
-    assert summary["macro_chance"] == pytest.approx(truth[:, here].mean())
+    assert summary["macro_chance"] == pytest.approx(score_locations(truth, pred).chance.mean())
     json.dumps(summary, allow_nan=False)
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_weighted_average_precision(data):
+def test_average_precision_of_draws(data):
     n = data.draw(st.integers(1, 30))
     truth = data.draw(npst.arrays(bool, n))
     pred = data.draw(npst.arrays(np.float64, n, elements=st.sampled_from([0.0, 0.1, 0.5, 0.5000001, 1.0])))
-    weights = data.draw(npst.arrays(np.int64, n, elements=st.integers(0, 3))).astype(float)
-    found = _average_precision(truth, _rank(pred), weights)
-    if (weights * truth).sum() == 0:
-        assert np.isnan(found)
-    else:
-        keep = weights > 0
-        assert found == pytest.approx(average_precision_score(truth[keep], pred[keep], sample_weight=weights[keep]))
+    weights = data.draw(npst.arrays(np.int64, (2, n), elements=st.integers(0, 3))).astype(float)
+    for found, drawn in zip(bootstrap_average_precision(truth, pred, np.arange(n), weights), weights, strict=True):
+        if (drawn * truth).sum() == 0:
+            assert np.isnan(found)
+        else:
+            keep = drawn > 0
+            assert found == pytest.approx(average_precision_score(truth[keep], pred[keep], sample_weight=drawn[keep]))
 
 
 def test_good_bad_and_no_predictions():
@@ -134,21 +136,24 @@ def test_intervals_of_the_summary():
         assert summary[f"{name}_low"] < summary[name] < summary[f"{name}_high"]
     json.dumps(summary, allow_nan=False)
     plain = summarise_locations(truth, pred, groups=fields)
-    assert {name: summary[name] for name in plain} == plain
+    assert {name: summary[name] for name in plain} == pytest.approx(plain, rel=1e-12)
 
 
-@pytest.mark.parametrize("n_fields", [1, 2])
-def test_one_field_gives_no_interval(n_fields):
-    truth, pred = example(40)
-    fields = np.repeat([f"field{i}" for i in range(n_fields)], 40 // n_fields)
+@pytest.mark.parametrize("n_fields", [1, 2, MIN_GROUPS - 1, MIN_GROUPS])
+def test_few_fields_give_no_interval(n_fields):
+    truth, pred = example(10 * n_fields)
+    fields = np.repeat([f"field{i}" for i in range(n_fields)], 10)
     table = score_locations(truth, pred, groups=fields, n_bootstrap=30)
     summary = summarise_locations(truth, pred, groups=fields, n_bootstrap=30)
     assert summary["n_groups"] == n_fields
     bounds = [name for name in table if name.endswith(("_low", "_high"))]
-    shown = describe_interval(summary)
-    if n_fields == 1:
-        assert shown == "no interval: 1 field" and table[bounds].isna().all(axis=None) and len(bounds) == 4
+    shown = describe_score_interval(summary)
+    if n_fields < MIN_GROUPS:
+        what = "1 field is" if n_fields == 1 else f"{n_fields} fields are"
+        assert shown == f"no interval: {what} too few, {MIN_GROUPS} are needed"
+        assert table[bounds].isna().all(axis=None) and len(bounds) == 4
         assert all(summary[name] is None for name in summary if name.endswith(("_low", "_high")))
+        assert "unknown whether" in describe_against_chance(summary)
     else:
         assert shown == "[{macro_average_precision_low:.3f}, {macro_average_precision_high:.3f}]".format(**summary)
         assert table[bounds].notna().any(axis=None)
@@ -156,10 +161,53 @@ def test_one_field_gives_no_interval(n_fields):
 
 def test_one_row_alone_gives_no_interval():
     summary = summarise_locations(["cytosol"], np.full((1, 19), 0.5), n_bootstrap=5)
-    assert describe_interval(summary, group="cell") == "no interval: 1 cell"
-    nothing = summarise_locations(np.zeros((3, 19)), np.full((3, 19), 0.5), n_bootstrap=5)
-    assert describe_interval(nothing) == "no interval: nothing to score"
-    assert describe_interval(summarise_locations([], np.zeros((0, 19)), n_bootstrap=5)) == "no interval: no fields"
+    assert describe_score_interval(summary, group="cell").startswith("no interval: 1 cell is too few")
+    nothing = summarise_locations(np.zeros((9, 19)), np.full((9, 19), 0.5), n_bootstrap=5)
+    assert describe_score_interval(nothing) == "no interval: nothing to score"
+    assert describe_score_interval(summarise_locations([], np.zeros((0, 19)), n_bootstrap=5)).startswith("no interval: no fields are too few")
+
+
+@pytest.mark.parametrize(("n_carriers", "known"), [(1, False), (2, False), (3, True), (17, True), (18, False), (20, False)])
+def test_a_location_of_few_fields_has_no_interval(n_carriers, known):
+    rng = np.random.default_rng(0)
+    field = np.repeat(np.arange(20), 10)
+    truth = np.stack([field < n_carriers, field % 2 == 0], axis=1)
+    pred = 0.5 * truth + rng.random(truth.shape)
+    table = score_locations(truth, pred, ["a", "b"], groups=field, n_bootstrap=50)
+    ends = ["average_precision_low", "average_precision_high", "f1_low", "f1_high"]
+    assert table.loc[0, ends].notna().tolist() == [known] * 4
+    assert table.loc[1, ends].notna().all() and table.average_precision.notna().all()
+    assert summarise_locations(truth, pred, ["a", "b"], groups=field, n_bootstrap=50)["macro_average_precision_low"] is not None
+
+
+def test_random_predictions_are_not_better_than_chance():
+    """Of 60 sets of 10 to 40 fields none is called better; the ratio to chance is 1 on average."""
+    better, ratios = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        field = np.repeat(np.arange((10, 20, 40)[seed % 3]), 6)
+        truth = (rng.random((field[-1] + 1, 6)) < 0.15)[field]
+        pred = rng.normal(size=(field[-1] + 1, 6))[field] + 0.2 * rng.normal(size=truth.shape)
+        found = summarise_locations(truth, pred, list("abcdef"), groups=field, n_bootstrap=100, seed=seed)
+        better.append("times chance" in describe_against_chance(found))
+        ratios.append(found["macro_average_precision"] / found["macro_chance"])
+    assert sum(better) <= 3  # measured: 0
+    assert 0.9 < np.mean(ratios) < 1.1  # measured: see below; the share of rows as chance gives 1.8
+    truth = np.repeat([[1, 0], [0, 1]], 40, axis=0)
+    sure = summarise_locations(truth, truth + np.random.default_rng(0).random(truth.shape), ["a", "b"], groups=np.arange(80) // 4, n_bootstrap=100)
+    assert describe_against_chance(sure).startswith("1.9 times chance")
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_order_of_rows_changes_nothing(grouped):
+    truth, pred = example(120, decimals=1)  # many equal confidences
+    fields = np.arange(120) // 6 if grouped else None
+    order = np.random.default_rng(3).permutation(120)
+    first = score_locations(truth, pred, groups=fields, n_bootstrap=40)
+    again = score_locations(truth[order], pred[order], groups=fields[order] if grouped else None, n_bootstrap=40)
+    pd.testing.assert_frame_equal(first, again, rtol=1e-12, atol=0)
+    summaries = [summarise_locations(t, p, groups=g, n_bootstrap=40) for t, p, g in ((truth, pred, fields), (truth[order], pred[order], fields[order] if grouped else None))]
+    assert summaries[0] == pytest.approx(summaries[1], rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [0, 3])

@@ -221,7 +221,9 @@ def test_a_damaged_record_is_listed_and_the_others_too(tmp_path, executed, capsy
 def test_a_run_with_a_damaged_record_can_be_resumed(tmp_path, executed):
     record = a_run(tmp_path)
     (Path(record["folder"]) / "run.json").write_text("{}")
-    assert run(None, resume=record["folder"])["id"] == record["id"] and len(executed) == 6
+    with pytest.raises(ValueError, match="got a record without it, as older versions wrote: add --working-folder"):
+        run(None, resume=record["folder"])
+    assert run(None, resume=record["folder"], working_folder=tmp_path)["id"] == record["id"] and len(executed) == 6
 
 
 def test_the_newest_run_comes_first(tmp_path):

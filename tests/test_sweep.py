@@ -19,27 +19,29 @@ from hpacell.cli import main
 from hpacell.feed.store import read_store
 from hpacell.fields.simulate import simulate_fields
 from hpacell.files import write_json, write_table
+from hpacell.locks import own_folder
 from hpacell.metrics.locations import score_locations, summarise_locations
 from hpacell.metrics.tissue import score_tissue
 from hpacell.pipeline import runs as runs_module
 from hpacell.pipeline import sweep as sweep_module
 from hpacell.pipeline import templates as templates_module
-from hpacell.pipeline.comparison import compare_runs, location_precisions, read_runs
+from hpacell.pipeline.compared import read_runs
+from hpacell.pipeline.comparison import compare_runs, location_precisions
 from hpacell.pipeline.extract import ExtractSettings, extract_fields
 from hpacell.pipeline.jobs import Job, Outcome, expected_need, n_startable, process_tree, run_jobs, thread_environment
 from hpacell.pipeline.outcomes import card_outcome, image_difference, organ_scores, read_image_scores, readable_table
 from hpacell.pipeline.points import read_sweep
+from hpacell.pipeline.records import SWEEP_LOCK, find_sweep
 from hpacell.pipeline.runs import RunError, list_runs, run
 from hpacell.pipeline.scored import (
     INHERITED,
     TRUE,
     ScoredCells,
-    drawn_precisions,
     paired_difference,
     read_test_cells,
     surest_cells,
 )
-from hpacell.pipeline.sweep import describe_sweep, find_sweep, run_sweep, unfinished_sweep
+from hpacell.pipeline.sweep import describe_sweep, run_sweep, unfinished_sweep
 
 LOCATIONS = ("nucleoplasm", "nucleoli", "cytosol")
 
@@ -69,7 +71,8 @@ def test_a_grid(tmp_path):
     plan = read_sweep(written(tmp_path, GRID), ["epochs=5", "crop_size=32"])
     assert [point.name for point in plan.points] == [f"{model},seed={seed}" for model in ("batch_norm", "conv_basic") for seed in (0, 1, 2)]
     assert plan.points[4].steps == {
-        "train_classifier": {"store": "{sweep}/shared/store", "epochs": 5, "model": "conv_basic", "seed": 1, "model_folder": "{run}/model"}, "predict": {"model": "{run}/model"}
+        "train_classifier": {"store": "{sweep}/shared/store", "epochs": 5, "model": "conv_basic", "seed": 1, "model_folder": "{run}/model"},
+        "predict": {"model": "{run}/model", "predictions": "{run}/predictions"},
     }  # fmt: skip
     assert plan.shared == {"extract": {"store": "{run}/store", "crop_size": 32}} and plan.name == "zoo"
     again = read_sweep(written(tmp_path, yaml.safe_dump(plan.content, sort_keys=False), "again.yaml"))
@@ -102,8 +105,8 @@ def test_points_alone_and_with_a_grid(tmp_path):
 
 
 def test_a_flat_file(tmp_path):
-    plan = read_sweep(written(tmp_path, "store: a\nsweep: {crop_size: [32, 64]}\n", "extract.yaml"))
-    assert [point.steps for point in plan.points] == [{"extract": {"store": "a", "crop_size": size}} for size in (32, 64)]
+    plan = read_sweep(written(tmp_path, "store: '{run}/a'\nsweep: {crop_size: [32, 64]}\n", "extract.yaml"))
+    assert [point.steps for point in plan.points] == [{"extract": {"store": "{run}/a", "crop_size": size}} for size in (32, 64)]
 
 
 def test_a_long_name_is_cut_and_stays_its_own(tmp_path):
@@ -426,8 +429,7 @@ def test_a_shared_step_that_fails_stops_the_sweep(tmp_path, notebooks, capsys):
 def test_a_sweep_is_executed_by_one_process(tmp_path, notebooks):
     record = run_sweep(read_sweep(written(tmp_path, GRID)), tmp_path / "runs")
     path = Path(record["folder"]) / "sweep.json"
-    path.write_text(json.dumps(record | {"status": "running", "pid": os.getpid()}))
-    with pytest.raises(ValueError, match=f"which process {os.getpid()} does: wait for it"):
+    with own_folder(record["folder"], SWEEP_LOCK), pytest.raises(ValueError, match=f"got another process that does .process {os.getpid()} .*: wait until it has ended"):
         run_sweep(None, tmp_path / "runs", resume=record["id"])
     path.write_text(json.dumps(record | {"status": "running", "pid": 2**22 + 1}))
     notebooks.done = []
@@ -626,11 +628,13 @@ def test_a_card_of_another_training_says_nothing(own_runs):
 
 
 def test_runs_that_shared_a_folder_have_no_difference(own_runs):
+    import shutil
+
     run = own_runs / "plain,unet"
-    (run / "model" / "scores.csv").write_bytes((own_runs / "mixed,unet" / "model" / "scores.csv").read_bytes())
+    shutil.copytree(own_runs / "mixed,unet" / "model", run / "model", dirs_exist_ok=True)
     compared = compare_runs(read_runs([own_runs / "mixed,unet", run]), 20)
     assert compared.table["score"].notna().all() and "difference" not in compared.table and list(compared.images) == ["mixed,unet"]
-    assert any(note.startswith("plain,unet: ") and "of another training" in note for note in compared.notes)
+    assert any(note.startswith("plain,unet: ") and "has another score" in note for note in compared.notes), "an older run, which did not record its weights"
 
 
 def test_a_relative_folder_starts_at_the_working_folder(own_runs, monkeypatch):
@@ -687,15 +691,6 @@ def scored_cells(rng, gain: float, truth: np.ndarray, fields: np.ndarray, locati
     return ScoredCells(cells, truth, truth * gain + rng.random(truth.shape), locations, kind)
 
 
-def test_drawn_precisions_are_those_of_the_metrics():
-    rng = np.random.default_rng(2)
-    truth, pred = rng.random(60) < 0.3, rng.random(60).round(1)
-    counts = rng.integers(0, 3, (5, 60))
-    expected = [score_locations(np.repeat(truth, own)[:, None].astype(float), np.repeat(pred, own)[:, None], ("nucleoli",))["average_precision"][0] for own in counts]
-    assert drawn_precisions(truth, pred, counts.astype(float)) == pytest.approx(expected)
-    assert np.isnan(drawn_precisions(np.zeros(3, bool), np.arange(3.0), np.ones((1, 3)))).all()
-
-
 def test_a_paired_interval_is_narrower():
     rng = np.random.default_rng(3)
     fields = np.repeat([f"f{n}" for n in range(40)], 8)
@@ -719,6 +714,8 @@ def test_what_cannot_be_paired():
         scored_cells(rng, 1, truth, fields, locations=("vesicles", "er", "golgi_apparatus")),
     ):  # fmt: skip
         assert paired_difference(first, other) is None
+    four = paired_difference(first, scored_cells(rng, 0.5, truth, fields))
+    assert np.isfinite(four["difference"]) and np.isnan(four["difference_low"]), "four fields are too few for an interval"
     one = scored_cells(rng, 1, truth, np.repeat("a", 40))
     assert paired_difference(one, one) is None
     part = scored_cells(rng, 1, truth[:, :2], fields, locations=LOCATIONS[:2])

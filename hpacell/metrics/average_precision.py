@@ -16,7 +16,7 @@ import pandas as pd
 from ..files import read_json
 from ..masks.boxes import box_areas, box_iou, boxes_of
 from .matching import find_overlaps
-from .resampling import draw_weights, interval_bounds, precision_areas
+from .bootstrap import bootstrap_counts, bootstrap_interval, precision_areas
 from ..vocabulary import check_known
 
 # %% ../../nbs/43_metrics.average_precision.ipynb #b18f815c
@@ -109,7 +109,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 # %% ../../nbs/43_metrics.average_precision.ipynb #200a169d
 def _summarise(items: Sequence[tuple[int, int, Shown]], n_images: int, ious: Sequence[float], n_bootstrap: int, seed: int) -> list[dict]:
     """One row of scores for each range of areas."""
-    weights, rows = draw_weights(n_images, n_bootstrap, seed), []
+    weights, rows = bootstrap_counts(n_images, n_bootstrap, seed), []
     for area, limits in COCO_AREAS.items():
         precisions, recalls = _cell_scores(items, n_images, ious, limits, weights)
         inside = [((shown.truth_areas >= limits[0]) & (shown.truth_areas <= limits[1]) & ~shown.crowd).sum() for *_, shown in items]
@@ -121,7 +121,7 @@ def _summarise(items: Sequence[tuple[int, int, Shown]], n_images: int, ious: Seq
         row |= {name: values[0] for name, values in means.items()}
         if n_bootstrap:
             for name, values in means.items():
-                row[f"{name}_low"], row[f"{name}_high"] = map(float, interval_bounds(values))
+                row[f"{name}_low"], row[f"{name}_high"] = map(float, bootstrap_interval(values, n_images))
         rows.append(row)
     return rows
 

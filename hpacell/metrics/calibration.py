@@ -7,11 +7,13 @@ __all__ = ['MIN_SLOPE', 'MAX_SLOPE', 'FEW_CELLS', 'calibration_table', 'expected
            'fit_calibration']
 
 # %% ../../nbs/37_metrics.calibration.ipynb #4c70aa8d
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
+from .bootstrap import MIN_GROUPS, group_codes, small_sample_factor
 
 # %% ../../nbs/37_metrics.calibration.ipynb #c7061c9c
 def _check_probabilities(pred: np.ndarray, n_locations: int | None = None) -> np.ndarray:
@@ -82,27 +84,44 @@ def _check_bins(n_bins: int) -> None:
         raise ValueError(f"expected 1 bin or more, got {n_bins}: 10 is usual")
 
 # %% ../../nbs/37_metrics.calibration.ipynb #bbf0943d
-def _draw_groups(groups: Sequence | None, n: int, n_bootstrap: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number of each row's group (N,), and how often each group counts (1 + D, G): all once first, then each draw."""
-    if groups is not None and len(groups) != n:
-        raise ValueError(f"expected one group for each of {n} rows, got {len(groups)}: pass the rows' field_id")
-    codes = np.arange(n) if groups is None else pd.factorize(np.asarray(groups), use_na_sentinel=False)[0]
-    n_groups = int(codes.max(initial=-1)) + 1
-    rng = np.random.default_rng(seed)
-    counts = [np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups) for _ in range(n_bootstrap if n_groups > 1 else 0)]
-    return codes, np.array([np.ones(n_groups), *counts], np.float64)
+_N_SIGNS = 500
+
+
+def _chance_gaps(residual: np.ndarray, bins: np.ndarray, codes: np.ndarray, seed: int, n_draws: int) -> np.ndarray:
+    """Sums over bins that chance gives, (D, B), as shares of all rows; whole groups change sign together."""
+    n_groups, n_bins = int(codes.max()) + 1, int(bins.max()) + 1
+    if n_groups == 1:  # nothing is known of how fields vary: as if each row stood for itself
+        codes, n_groups = np.arange(len(codes)), len(codes)
+    mean = np.bincount(bins, residual) / np.bincount(bins)
+    sums = np.bincount(codes * n_bins + bins, residual - mean[bins], n_groups * n_bins).reshape(n_groups, n_bins)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (n_draws, n_groups))
+    return small_sample_factor(max(n_groups, 2)) * (signs @ sums) / len(residual)
+
+
+def _largest(holds: Callable[[float], bool], most: float) -> float:
+    """The largest factor from 0 to `most` for which a condition holds that holds below it; 0 if for none."""
+    low, high = 0.0, most
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _without_chance(gaps: np.ndarray, chance: np.ndarray) -> tuple[float, float, float, float]:
+    """Error without what chance adds, its interval, and what chance alone gives, of gaps (B,) and chance (D, B)."""
+    observed = np.abs(gaps).sum()
+    if not chance.any():  # all rows of a bin are alike: how much they vary is unknown
+        return observed, np.nan, np.nan, 0.0
+
+    def drawn(factor: float) -> np.ndarray:
+        return np.abs(factor * gaps + chance).sum(axis=1)
+
+    error = _largest(lambda factor: drawn(factor).mean() < observed, 1.0)
+    low = _largest(lambda factor: np.quantile(drawn(factor), 0.975) < observed, 1.0)
+    high = _largest(lambda factor: np.quantile(drawn(factor), 0.025) <= observed, 1 / max(observed, 1e-9))
+    return error * observed, low * observed, min(high * observed, 1.0), float(drawn(0).mean())
 
 # %% ../../nbs/37_metrics.calibration.ipynb #f76a83de
-def _errors(truth: np.ndarray, pred: np.ndarray, codes: np.ndarray, weights: np.ndarray, n_bins: int) -> np.ndarray:
-    """Calibration error (1 + D,) of one location, for each row of weights of the groups (1 + D, G)."""
-    bins = _bin_of(pred, n_bins)
-    shape = (weights.shape[1], int(bins.max(initial=-1)) + 1)
-    cell = codes * shape[1] + bins
-    gaps, sizes = (np.bincount(cell, value, np.prod(shape)).reshape(shape) for value in (truth - pred, np.ones(len(pred))))
-    total = (weights @ sizes).sum(axis=1)
-    return np.divide(np.abs(weights @ gaps).sum(axis=1), total, out=np.full(len(weights), np.nan), where=total > 0)
-
-# %% ../../nbs/37_metrics.calibration.ipynb #e9109b24
 def expected_calibration_error(
     truth: np.ndarray, pred: np.ndarray, locations: Sequence[str] | None = None, n_bins: int = 10,
     groups: Sequence | None = None, n_bootstrap: int = 0, seed: int = 0,
@@ -122,9 +141,10 @@ def expected_calibration_error(
 
     Returns
     -------
-    DataFrame
-        One row per location: location, n (cells), n_pos (cells that show it), promised (mean probability), true (share),
-        error; with a bootstrap also error_low and error_high. The interval of one group is NaN.
+    DataFr        One row per location: location, n (cells), n_pos (cells that show it), promised (mean probability), true (share),
+        observed (mean distance of both over the bins), by_chance (what a perfectly calibrated model would show with these
+        cells and groups), error (the observed distance without what chance adds); with a bootstrap also error_low and
+        error_high, NaN for fewer than 8 groups.
 
     Raises
     ------
@@ -133,24 +153,38 @@ def expected_calibration_error(
 
     Notes
     -----
-    Bins hold equally many cells and stay as they are in all draws. Chance alone makes the error greater than 0, in a draw
-    even more so: it counts some cells twice. The draws are moved until their mean is the error, and only their spread is used.
+    Bins hold equally many cells. With one group alone, chance is drawn cell by cell, which is too little where the cells
+    of a field are alike.
+
+    Source
+    ------
+    Wu 1986, "Jackknife, bootstrap and other resampling methods in regression analysis", Annals of Statistics 14, for the
+    draws.
     """
     truth, pred, names = _check_truth(truth, pred, locations)
     _check_bins(n_bins)
-    codes, weights = _draw_groups(groups, len(pred), n_bootstrap, seed)
-    rows = []
+    codes, rows = group_codes(groups, len(pred)), []
     for column, name in enumerate(names):
-        error, *draws = _errors(truth[:, column], pred[:, column], codes, weights, n_bins)
-        n_pos = int(truth[:, column].sum())
-        row = {"location": name, "n": len(pred), "n_pos": n_pos, "promised": np.nan, "true": np.nan, "error": error}
+        row = {"location": name, "n": len(pred), "n_pos": int(truth[:, column].sum())}
+        row |= dict.fromkeys(("promised", "true", "observed", "by_chance", "error", *(("error_low", "error_high") if n_bootstrap else ())), np.nan)
         if len(pred):
-            row |= {"promised": pred[:, column].mean(), "true": n_pos / len(pred)}
-        if n_bootstrap:
-            bounds = np.quantile(draws, [0.025, 0.975]) + error - np.mean(draws) if draws else (np.nan, np.nan)
-            row |= dict(zip(("error_low", "error_high"), np.clip(bounds, 0, 1), strict=True))
+            row |= _error_of(truth[:, column], pred[:, column], codes, groups is not None, n_bins, n_bootstrap, seed)
         rows.append(row)
     return pd.DataFrame(rows)
+
+# %% ../../nbs/37_metrics.calibration.ipynb #e9109b24
+def _error_of(truth: np.ndarray, pred: np.ndarray, codes: np.ndarray, grouped: bool, n_bins: int, n_bootstrap: int, seed: int) -> dict[str, float]:
+    """Calibration of one location, truth and pred (N,); the order of rows makes no difference."""
+    order = np.lexsort((truth, pred, codes if grouped else np.zeros(len(codes))))
+    truth, pred, codes = truth[order], pred[order], codes[order] if grouped else codes
+    bins = _bin_of(pred, n_bins)
+    gaps = np.bincount(bins, truth - pred) / len(pred)
+    chance = _chance_gaps(truth - pred, bins, codes, seed, max(n_bootstrap, _N_SIGNS))
+    error, low, high, by_chance = _without_chance(gaps, chance)
+    found = {"promised": pred.mean(), "true": truth.mean(), "observed": np.abs(gaps).sum(), "by_chance": by_chance, "error": error}
+    if n_bootstrap and int(codes.max()) + 1 >= MIN_GROUPS:
+        found |= {"error_low": low, "error_high": high}
+    return found
 
 # %% ../../nbs/37_metrics.calibration.ipynb #f382724f
 def _log_odds(pred: np.ndarray) -> np.ndarray:

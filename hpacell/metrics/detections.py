@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..masks.runs import unpack_counts
-from .resampling import draw_weights, interval_bounds, precision_areas
+from .bootstrap import MIN_CARRIERS, bootstrap_counts, bootstrap_interval, precision_areas
 from ..vocabulary import LOCATIONS, check_known
 
 # %% ../../nbs/39_metrics.detections.ipynb #f5c4ac3c
@@ -198,8 +198,8 @@ def score_detections(
     -----
     The area takes every step of recall and the best precision from there on (PASCAL VOC 2010, Open Images), not COCO's
     101 points. Within a field a prediction counts for the true cell that it overlaps most; the second on a cell is a
-    false alarm. Equal confidences keep the order of `pred`. The intervals are quantiles of the draws, moved until the
-    draws' mean is the score.
+    false alarm. Predictions of equal confidence are taken together, so that the order of rows does not matter. The intervals
+    are those of `hpacell.metrics.bootstrap.bootstrap_interval`.
 
     Source
     ------
@@ -208,16 +208,18 @@ def score_detections(
     if not len(fields):
         raise ValueError("expected one field or more, got none: name the fields of the truth")
     found = match_detections(truth, pred, fields, iou, locations)
-    weights, areas, rows = draw_weights(len(fields), n_bootstrap, seed), [], []
+    weights, areas, rows = bootstrap_counts(len(fields), n_bootstrap, seed), [], []
     for place, location in enumerate(locations):
         here, n_truth = found.location == place, found.n_truth[:, place]
-        areas.append(precision_areas(found.hit[here], found.field[here], n_truth, weights))
+        areas.append(precision_areas(found.hit[here], found.field[here], n_truth, weights, confidence=found.confidence[here]))
         rows.append((location, n_truth.sum(), here.sum(), found.hit[here].sum(), areas[-1][0]))
     table = pd.DataFrame(rows, columns=["location", "n_truth", "n_pred", "n_hits", "average_precision"])
     means = _means(np.array(areas))
-    low, high = interval_bounds(means)
+    low, high = bootstrap_interval(means, len(fields))
     if n_bootstrap:
-        table["average_precision_low"], table["average_precision_high"] = interval_bounds(np.array(areas).T)
+        known = (found.n_truth > 0).sum(axis=0) >= MIN_CARRIERS
+        for end, values in zip(("low", "high"), bootstrap_interval(np.array(areas).T, len(fields)), strict=True):
+            table[f"average_precision_{end}"] = np.where(known, values, np.nan)
     numbers = {"average_precision": means[0], "average_precision_low": low, "average_precision_high": high}
     n_scored = int((table["n_truth"] > 0).sum())
     table.attrs["mean"] = {name: float(value) if np.isfinite(value) else None for name, value in numbers.items()}

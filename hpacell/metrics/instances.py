@@ -13,7 +13,7 @@ import pandas as pd
 
 from .agreement import MISS_COST, covering, judge_overlaps, mending_cost, shared_pixels
 from .matching import find_overlaps, match_labels, match_overlaps
-from .resampling import draw_weights, interval_bounds
+from .bootstrap import bootstrap_counts, bootstrap_interval
 
 # %% ../../nbs/42_metrics.instances.ipynb #36c96c3d
 def jaccard(truth: np.ndarray, pred: np.ndarray, iou: float = 0.5) -> float:
@@ -91,12 +91,12 @@ def _columns(sums: np.ndarray) -> dict[str, np.ndarray]:
     return counts | scores | {"n_split": n["n_split"], "n_merged": n["n_merged"]}
 
 # %% ../../nbs/42_metrics.instances.ipynb #8d473853
-def _bounds(draws: list[np.ndarray], n_images: int) -> dict[str, np.ndarray]:
-    """Intervals of groups, whose sums (1 + D, I, counts) hold the draws after the first; before them NaN for each image."""
+def _bounds(draws: list[np.ndarray], n_each: list[int], n_images: int) -> dict[str, np.ndarray]:
+    """Intervals of groups of so many images, whose sums (1 + D, I, counts) hold the draws after the first; before them NaN for each image."""
     found: dict[str, list] = {}
-    for sums in draws:
+    for sums, n_drawn in zip(draws, n_each, strict=True):
         for name, values in _scores(sums).items():
-            ends = interval_bounds(values, (0, np.inf) if name == "count_error" else (0, 1))
+            ends = bootstrap_interval(values, n_drawn, (0, np.inf) if name == "count_error" else (0, 1))
             for end, value in zip(("low", "high"), ends, strict=True):
                 found.setdefault(f"{name}_{end}", [np.full(n_images * sums.shape[1], np.nan)]).append(value)
     return {name: np.concatenate(values) for name, values in found.items()}
@@ -143,7 +143,7 @@ def score_instances(
         and f1 are its factors SQ and RQ). The same at every threshold: aji, seg and det (Cell Tracking Challenge),
         count_error (how many cells too many or too few, mean over images). Then n_split and n_merged, true cells that
         were cut or taken together. With a bootstrap also the ends of 95 % intervals as `<score>_low` and `_high`, NaN
-        for one image. NaN where nothing was counted.
+        for fewer than 8 images. NaN where nothing was counted.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def score_instances(
     names, kinds = _one_each(names, len(sums), "name"), _one_each(kinds, len(sums), "kind")
     names = [str(i) for i in range(len(sums))] if names is None else names
     groups = [(kind, np.array(kinds) == kind) for kind in sorted(set(kinds or []))] + [("pooled", np.ones(len(sums), bool))]
-    draws = [np.tensordot(draw_weights(here.sum(), n_bootstrap, seed), sums[here], axes=1) for _, here in groups]  # (1 + D, I, counts)
+    draws = [np.tensordot(bootstrap_counts(here.sum(), n_bootstrap, seed), sums[here], axes=1) for _, here in groups]  # (1 + D, I, counts)
     n_kinds, group_names = len(groups) - 1, [name for name, _ in groups]
     heads = {
         "level": ["image"] * len(sums) + ["kind"] * n_kinds + ["pooled"],
@@ -165,4 +165,4 @@ def score_instances(
     table = {name: np.repeat(np.array(values, object), len(ious)) for name, values in heads.items()}
     table["iou"] = np.tile(np.asarray(ious, np.float64), len(heads["level"]))
     table |= _columns(np.concatenate([sums, np.array([total[0] for total in draws])]))
-    return pd.DataFrame(table | (_bounds(draws, len(sums)) if n_bootstrap else {}))
+    return pd.DataFrame(table | (_bounds(draws, [int(here.sum()) for _, here in groups], len(sums)) if n_bootstrap else {}))

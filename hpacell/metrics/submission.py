@@ -16,7 +16,7 @@ import pandas as pd
 from ..files import write_atomic
 from ..masks.rle import encode_hpa
 from .detections import score_detections
-from .locations import describe_interval
+from .bootstrap import N_DRAWS, describe_interval
 from .triples import SUBMISSION_COLUMNS, SubmittedField, doubtful_triples, parse_submission, read_true_cells
 from ..vocabulary import LOCATIONS, count_of
 
@@ -272,7 +272,7 @@ class SubmissionScore:
         found = self.summary
         shown = self.table[self.table["n_truth"] + self.table["n_pred"] > 0]
         mean = "none, since the truth shows no location" if found["average_precision"] is None else f"{found['average_precision']:.3f}"
-        interval = describe_interval({**found, "n_groups": found["n_fields"]}, "average_precision")
+        interval = describe_interval(found["average_precision_low"], found["average_precision_high"], found["n_fields"])
         over = f"{count_of(found['n_locations'], 'location')} in {count_of(found['n_fields'], 'field')}"
         lines = [shown.round(3).to_string(index=False, na_rep="-"), *self.notes]
         return "\n".join([*lines, f"Mean average precision at mask IoU {found['iou']:g}: {mean} {interval}, over {over}"])
@@ -303,7 +303,7 @@ def _with_sizes(fields: pd.DataFrame, rows: list[tuple[int, SubmittedField]]) ->
 
 # %% ../../nbs/48_metrics.submission.ipynb #836c707d
 def score_submission(
-    submission: str | Path, truth: str | Path, iou: float = 0.6, n_bootstrap: int = 200, seed: int = 0
+    submission: str | Path, truth: str | Path, iou: float = 0.6, n_bootstrap: int = N_DRAWS, seed: int = 0
 ) -> SubmissionScore:
     """Score a submission as the HPA single-cell competition did.
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..fields.tiles import OPEN
-from .resampling import draw_weights, interval_bounds
+from .bootstrap import bootstrap_counts, bootstrap_interval
 
 # %% ../../nbs/46_metrics.tissue.ipynb #3720a5f7
 class _Counts(NamedTuple):
@@ -106,14 +106,14 @@ def _mean(table: pd.DataFrame, level: str, name: str, n_bootstrap: int, seed: in
     """The mean of some images, with the ends of its intervals."""
     values = table[list(SCORES)].to_numpy(np.float64)
     known = np.isfinite(values)
-    weights = draw_weights(len(table), n_bootstrap, seed)
+    weights = bootstrap_counts(len(table), n_bootstrap, seed)
     total, count = weights @ np.where(known, values, 0), weights @ known
     means = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)  # (1 + D, scores)
     sums = {column: int(table[column].sum()) for column in ("n_truth", "n_pred", "n_ignored")}
     row = {"level": level, "organ": name if level == "organ" else "", "image": name, "n_images": len(table), **sums}
     row |= {"n_empty": int((table["n_truth"] == 0).sum())} | dict(zip(SCORES, means[0], strict=True))
     if n_bootstrap:
-        for i, (low, high) in enumerate(zip(*interval_bounds(means), strict=True)):
+        for i, (low, high) in enumerate(zip(*bootstrap_interval(means, len(table)), strict=True)):
             row |= {f"{SCORES[i]}_low": low, f"{SCORES[i]}_high": high}
     return row
 

@@ -15,7 +15,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "runs": ["list_runs", "run"],
         "points": ["read_sweep"],
         "sweep": ["run_sweep"],
-        "comparison": ["compare_runs", "read_runs"],
+        "compared": ["read_runs"],
+        "comparison": ["compare_runs"],
         "scored": ["paired_difference", "read_test_cells"],
     },
 )

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..feed.instance_augment import check_instance_augmentations
 from ..files import read_json
-from ..metrics.resampling import draw_weights, interval_bounds
+from ..metrics.bootstrap import N_DRAWS, bootstrap_counts, bootstrap_interval
 from ..models.places import CARD_NAME, look_for_model
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #05d5b394
@@ -59,15 +59,13 @@ def _is_of(training: Mapping, given: Mapping) -> bool:
     return all(form(said) == form(own) for form, said, own in both)
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #b2aca6fd
-def read_image_scores(path: str | Path, dice: float | None = None) -> pd.DataFrame:
+def read_image_scores(path: str | Path) -> pd.DataFrame:
     """Scores of the images that a model of tissue was judged by.
 
     Parameters
     ----------
     path : path or str
-        ``scores.csv`` of its folder.
-    dice : float, optional
-        Their mean, as a run has recorded it; it tells whether they are still that run's own.
+        ``scores.csv`` of its folder. Whether they are still those of a run, `hpacell.pipeline.compared.ComparedRun` tells.
 
     Returns
     -------
@@ -78,7 +76,7 @@ def read_image_scores(path: str | Path, dice: float | None = None) -> pd.DataFra
     Raises
     ------
     ValueError
-        A column is missing, nothing was scored, or the mean is another.
+        A column is missing, or nothing was scored.
     """
     columns = ["image", "organ", "n_truth", "n_ignored", "dice"]
     frame = pd.read_csv(path, dtype={"image": str, "organ": str}, keep_default_na=False, na_values=[""])
@@ -89,12 +87,10 @@ def read_image_scores(path: str | Path, dice: float | None = None) -> pd.DataFra
     judged = single[single["side"] == ("test" if (single["side"] == "test").any() else "valid")]
     if judged.empty:
         raise ValueError(f"{path}: expected scores of images, got none: train again")
-    if dice is not None and not np.isclose(mean := judged["dice"].mean(), dice, rtol=0, atol=1e-4, equal_nan=True):
-        raise ValueError(f"{path}: expected a mean Dice of {dice:.4f} as the run recorded, got {mean:.4f} of another training: give each run a model_folder of its own")
     return judged[columns].fillna({"organ": ""}).sort_values("image", ignore_index=True)
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #7a676b46
-def image_difference(first: pd.DataFrame, other: pd.DataFrame, n_bootstrap: int = 200, seed: int = 0) -> dict[str, float] | None:
+def image_difference(first: pd.DataFrame, other: pd.DataFrame, n_bootstrap: int = N_DRAWS, seed: int = 0) -> dict[str, float] | None:
     """By how much the mean Dice of a model differs from that of another on the same images.
 
     Parameters
@@ -109,7 +105,7 @@ def image_difference(first: pd.DataFrame, other: pd.DataFrame, n_bootstrap: int 
     Returns
     -------
     dict or None
-        difference (other minus first), difference_low, difference_high (95 %). None where they were not scored on the same
+        difference (other minus first), difference_low, difference_high (95 %; NaN for fewer than 8 images). None where they were not scored on the same
         images, two at the least.
     """
     same = ["image", "n_truth", "n_ignored"]
@@ -119,10 +115,10 @@ def image_difference(first: pd.DataFrame, other: pd.DataFrame, n_bootstrap: int 
     known = np.isfinite(each)
     if not known.any():
         return None
-    weights = draw_weights(len(each), n_bootstrap, seed)[:, known]
+    weights = bootstrap_counts(len(each), n_bootstrap, seed)[:, known]
     count = weights.sum(axis=1)
     means = np.divide(weights @ each[known], count, out=np.full(len(count), np.nan), where=count > 0)
-    low, high = interval_bounds(means, (-1, 1))
+    low, high = bootstrap_interval(means, len(each), (-1, 1))
     return {"difference": float(means[0]), "difference_low": float(low), "difference_high": float(high)}
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #09b12c66

@@ -20,6 +20,7 @@ from ..fields.catalog import read_labels
 from ..fields.find import find_fields, survey_fields
 from ..files import join_path, path_exists, path_stem, read_bytes
 from .params_yaml import load_yaml
+from .records import from_working_folder
 from .templates import Parameter, check_parameters, example_parameter, list_workflows, workflow_parameters, yaml_text
 from ..vocabulary import check_known
 
@@ -281,17 +282,20 @@ def labels_beside(fields: str | Path) -> str:
     return beside if beside and path_exists(beside) else ""
 
 # %% ../../nbs/88_pipeline.plan.ipynb #d0edb3b9
-def tell_fields(steps: Iterable[Mapping[str, object]]) -> None:
+def tell_fields(steps: Iterable[Mapping[str, object]], working_folder: str | Path | None = None) -> None:
     """Print what the folders of some workflows hold beside their fields, and what was assumed, each folder once.
 
     Parameters
     ----------
     steps : iterable of mapping
         Parameters of each workflow; those without `fields`, or whose fields are not there any more, are passed over.
+    working_folder : path, optional
+        Where relative paths start; by default the current folder.
     """
     told = []
     for values in steps:
         given = {name: values.get(name) or None for name in ("fields", "pattern", "channels")}
+        given["fields"] = from_working_folder(given["fields"], working_folder)
         if given["fields"] and given not in told:
             told.append(given)
             with suppress(ValueError, OSError):
