@@ -47,16 +47,16 @@ def channels_of(pixels: np.ndarray) -> tuple[str, ...]:
 
 def segmenter(name: str):
     """image, channels -> nuclei."""
-    from hpacell.pipeline import segmenters
+    from hpacell.pipeline import learned, segmenters
 
     method = name.removesuffix(PLAIN)
     find = segmenters.segmenter_of(method)
     if name != method:
-        trained = segmenters._load(method, segmenters.method_signature(method))
+        trained = learned._load(method, learned.model_mark(method)[1])
         chosen = ("foreground", "marker", "depth", "score", "detection_iou", "mask_overlap")
         kept = {field.name: field.default for field in dataclasses.fields(trained.config) if field.name in chosen}
         plain = dataclasses.replace(trained, config=dataclasses.replace(trained.config, **kept))
-        segmenters._load = lambda method, signature: plain
+        learned._load = lambda method, mark: plain
     return lambda pixels: find(pixels, channels=channels_of(pixels)).nuclei
 
 

@@ -33,7 +33,7 @@ class Settings:
     engine_kind : str
         ``"local"`` (processes of this machine).
     engine_workers : int
-        Worker processes; 0 takes one for each core.
+        Worker processes; 0 takes one for each core that may be used.
     database_url : str
         Where tables go when they are sent to SQL; empty for none.
     serve_host : str
@@ -56,8 +56,8 @@ class Settings:
 
     @property
     def workers(self) -> int:
-        """Worker processes to start: `engine_workers`, or one for each core."""
-        return self.engine_workers or os.cpu_count() or 1
+        """Worker processes to start; 0 leaves it to `hpacell.pipeline.engine.workers_of`, which knows the cores that may be used."""
+        return self.engine_workers
 
 # %% ../nbs/02_settings.ipynb #7a106a08
 def find_settings(folder: str | Path = ".") -> Path | None:

@@ -98,7 +98,7 @@ def test_choices_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["segment", "a", "--out", "b", "--method", "magic"], "expected a method among auto, classical, unet, maskrcnn, or the folder of a trained segmenter, got 'magic'"),
+        (["segment", "a", "--out", "b", "--method", "magic"], "or module:function of your own, got 'magic'"),
         (["extract", "a", "--out", "b", "--border", "no"], "expected a border rule among keep, nuclei, cells, got 'no'"),
         (["extract", "a", "--out", "b", "--bits", "7"], "expected a whole number from 8 to 32, got 7"),
         (["export", "a", "--out", "b", "--to", "zip"], "expected a form among tfrecord, webdataset, png, hdf5, zarr, got 'zip'"),

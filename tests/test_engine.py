@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from hpacell.cores import usable_cores
 from hpacell.pipeline.engine import map_items, workers_of
 
 
@@ -49,7 +50,7 @@ def test_items_are_drawn_as_needed():
 
 def test_number_of_workers():
     assert workers_of(8, [1, 2]) == 2
-    assert workers_of(0, range(1000)) == os.cpu_count()
+    assert workers_of(0, range(1000)) == usable_cores()
     assert workers_of(4, []) == 1
     with pytest.raises(ValueError, match="at least 0"):
         workers_of(-1, [1])

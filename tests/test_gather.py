@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hpacell.memory as memory_module
 from hpacell.feed import gather as gather_module
 from hpacell.feed.batches import make_batches
 from hpacell.feed.gather import BatchPlan, CropGatherer, _PlainFiles, choose_cache
@@ -227,13 +229,12 @@ MIB = 2**20
         ("nonsense", {}, 8192),
     ],
 )
-def test_limits_of_containers_count(tmp_path, membership, groups, expected):
-    (tmp_path / "proc" / "self").mkdir(parents=True)
-    (tmp_path / "proc" / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8192 * 1024} kB\n")
-    (tmp_path / "proc" / "self" / "cgroup").write_text(membership + "\n")
+def test_limits_of_containers_count(tmp_path, monkeypatch, membership, groups, expected):
+    monkeypatch.setattr(memory_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=8192 * MIB))
+    (tmp_path / "cgroup").write_text(membership + "\n")
     for name, files in groups.items():
         write_group(tmp_path / "groups" / name, **files)
-    assert free_memory(tmp_path / "proc", tmp_path / "groups") == expected * MIB
+    assert free_memory(tmp_path / "cgroup", tmp_path / "groups") == expected * MIB
 
 
 def test_a_small_container_is_not_filled(monkeypatch):

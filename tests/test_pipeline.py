@@ -260,10 +260,10 @@ def test_segment_writes_32_bits_where_16_do_not_number_the_cells(fields, tmp_pat
     labels = np.ascontiguousarray(labels[:, :256])
     labels[labels > 0] += 65_535 - 1_000  # numbers on both sides of the limit, fewer than 65536 of them
     n_made = len(np.unique(labels)) - 1
-    out, original = tmp_path / "masks", segment_module.segmenter_of
+    out, original = tmp_path / "masks", segment_module.segment
     segment_fields(fields, out, workers=1)
     first = sorted(path.name for path in out.glob("*.png"))[0].rsplit("_", 1)[0]
-    monkeypatch.setattr(segment_module, "segmenter_of", lambda method: lambda image, **options: Segmentation(labels, labels))
+    monkeypatch.setattr(segment_module, "segment", lambda field, *options: Segmentation(labels, labels))
     monkeypatch.setattr(segment_module, "method_signature", lambda *arguments: "many")
     report = segment_fields(fields, out, workers=1)
     assert report.n_made == 6 and not len(report.quarantine) and set(report.fields["n_cells"]) == {n_made}
@@ -276,7 +276,7 @@ def test_segment_writes_32_bits_where_16_do_not_number_the_cells(fields, tmp_pat
     assert segment_fields(fields, out, workers=1).n_made == 0
     (out / f"{first}_cells.tif").unlink()
     assert segment_fields(fields, out, workers=1).n_made == 1
-    monkeypatch.setattr(segment_module, "segmenter_of", original)
+    monkeypatch.setattr(segment_module, "segment", original)
     monkeypatch.setattr(segment_module, "method_signature", lambda *arguments: "few")
     segment_fields(fields, out, workers=1)
     assert len(list(out.glob("*.png"))) == 12 and not list(out.glob("*.tif"))

@@ -11,7 +11,6 @@ from hpacell.cells.blobs import find_blobs, mask_solidity
 from hpacell.cells.outlines import tidy_labels, weighted_median
 from hpacell.cells.pieces import cut_pieces, find_contacts, join_pieces
 from hpacell.cells.segmentation import (
-    SEGMENTERS,
     SegmentationSettings,
     drop_border,
     segment_cells,
@@ -223,7 +222,7 @@ def test_other_faults(simulated):
         segment_cells(image, np.zeros((3, 3), int))
     with pytest.raises(ValueError, match="use segment_nuclei"):
         segment_cells(image[..., 2], np.zeros(image.shape[:2], int), channels=["nucleus"])
-    assert SEGMENTERS["classical"] is segment_field and SegmentationSettings().border == "keep"
+    assert SegmentationSettings().border == "keep"
 
 
 def test_hpa_cells_against_the_tool(shared_data):

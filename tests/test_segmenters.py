@@ -10,23 +10,23 @@ import pytest
 from scipy import ndimage
 
 import hpacell.pipeline.field as pipeline_field
+import hpacell.pipeline.learned as learned
 import hpacell.pipeline.segment as segment
 import hpacell.pipeline.segmenters as segmenters
 import hpacell.pipeline.signatures as signatures
-from hpacell.cells.segmentation import SEGMENTERS, Segmentation, segment_cells, segment_nuclei
+from hpacell.cells.segmentation import segment_cells, segment_nuclei
 from hpacell.cli import main
 from hpacell.fields.find import FieldSource
 from hpacell.fields.simulate import simulate_field
-from hpacell.files import fingerprint
 from hpacell.metrics.instances import jaccard
 from hpacell.models.segmenter_card import shipped_segmenters
 from hpacell.pipeline.extract import ExtractSettings, extract_fields
+from hpacell.pipeline.learned import nuclear_picture
 from hpacell.pipeline.segment import segment_fields
 from hpacell.pipeline.segmenters import (
     check_method,
     method_for,
     method_signature,
-    nuclear_picture,
     processes_for,
     segmenter_of,
 )
@@ -57,7 +57,7 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     write_card(tmp_path / "own")
     made = Threshold()
-    monkeypatch.setattr(segmenters, "_load", lambda method, signature: made)
+    monkeypatch.setattr(learned, "_load", lambda method, signature: made)
     return str(tmp_path / "own")
 
 
@@ -69,49 +69,52 @@ def field():
 def test_a_whole_cell_is_for_the_classical_method_and_nuclei_alone_for_the_learned(monkeypatch, tmp_path):
     assert method_for("auto", CHANNELS) == "classical" and method_for("maskrcnn", CHANNELS) == "maskrcnn"
     (tmp_path / f"{segmenters.AUTO}_nuclei").mkdir()
-    monkeypatch.setattr(segmenters, "SHIPPED", tmp_path)
+    monkeypatch.setattr(learned, "SHIPPED", tmp_path)
     assert method_for("auto", ("nucleus",)) == "classical"  # nothing lies there
     (tmp_path / f"{segmenters.AUTO}_nuclei" / "card.json").write_text("{}")
     assert method_for("auto", ("nucleus",)) == segmenters.AUTO
 
 
 def test_what_comes_with_the_package_is_what_can_be_named():
-    assert {f"{method}_nuclei" for method in segmenters.LEARNED} == set(shipped_segmenters())
+    assert {f"{method}_nuclei" for method in learned.LEARNED} == set(shipped_segmenters())
 
 
 @pytest.mark.parametrize("name", ["magic", "", "unett"])
 def test_an_unknown_method_is_refused_everywhere(name, tmp_path):
     for refuse in (check_method, segmenter_of, ExtractSettings().__class__):
-        with pytest.raises(ValueError, match="expected a method among auto, classical, unet, maskrcnn, or the folder"):
+        with pytest.raises(ValueError, match="expected a method among auto, classical, unet, maskrcnn, .*the folder of a trained segmenter, or module:function of your own"):
             refuse(**{"method": name})
 
 
 def test_other_weights_are_another_method(own, tmp_path):
     before = method_signature(own)
-    write_card(tmp_path / "own", weights_blake2b="other")
-    assert method_signature(own) != before and method_signature("classical") == "classical"
+    write_card(tmp_path / "own", scores={"jaccard_50": 0.9})
+    assert method_signature(own) == before, "what a model scores changes no cell"
+    (tmp_path / "own").rename(tmp_path / "moved")
+    assert method_signature(str(tmp_path / "moved")) == before, "nor does where it lies"
+    write_card(tmp_path / "moved", config={"foreground": 0.7})
+    card = method_signature(str(tmp_path / "moved"))
+    (tmp_path / "moved" / "model.weights.h5").write_bytes(b"other")
+    assert len({before, card, method_signature(str(tmp_path / "moved"))}) == 3
 
 
 def test_other_weights_leave_alone_what_auto_gives_to_the_classical_method(monkeypatch, tmp_path):
     assert method_signature("auto", CHANNELS) == method_signature("classical", CHANNELS)
     alone = method_signature("auto", ["nucleus"])
-    card = segmenters.SHIPPED / f"{segmenters.AUTO}_nuclei" / "card.json"
-    assert alone == method_signature(segmenters.AUTO) and alone.endswith(fingerprint(card.read_bytes()))
-    assert fingerprint(card.read_bytes()) in method_signature("auto"), "whoever does not know the channels counts with the weights"
-    monkeypatch.setattr(segment, "source_signature", lambda source: "the same files")
+    assert alone == method_signature(segmenters.AUTO) and alone in method_signature("auto"), "whoever does not know the channels counts with the weights"
 
-    def keys(channels):
-        pipeline_field._made_by.cache_clear()
-        source = FieldSource("f", ("f.png",), channels)
-        return pipeline_field.field_key(source, "the same pixels", ExtractSettings()), segment._key(source, "auto", "keep")
+    def keys(channels, shown=()):
+        source, row = FieldSource("f", ("f.png",), channels), {"channels": "|".join(shown or channels), "formats": "PNG"}
+        return pipeline_field.field_key(source, "PNG:0a", ExtractSettings(), shown), segment._key(source, "the same files", row, "auto", "keep")
 
-    before = {channels: keys(channels) for channels in ((), ("nucleus",), CHANNELS)}
-    (tmp_path / card.parent.name).mkdir()
-    (tmp_path / card.parent.name / "card.json").write_text("{}")
-    monkeypatch.setattr(segmenters, "SHIPPED", tmp_path)
-    for channels, former in before.items():
-        assert [now == then for now, then in zip(keys(channels), former, strict=True)] == [channels == CHANNELS] * 2, channels
-    pipeline_field._made_by.cache_clear()
+    cases = [(("nucleus",), ()), ((), ("nucleus",)), (CHANNELS, ()), ((), CHANNELS)]
+    before = [keys(*case) for case in cases]
+    place = tmp_path / f"{segmenters.AUTO}_nuclei"
+    place.mkdir()
+    write_card(place, method="maskrcnn")
+    monkeypatch.setattr(learned, "SHIPPED", tmp_path)
+    for case, former in zip(cases, before, strict=True):
+        assert [now == then for now, then in zip(keys(*case), former, strict=True)] == [CHANNELS in case] * 2, case
 
 
 @pytest.mark.parametrize("spoilt", ["kind", "unfinished", "weights"])
@@ -133,7 +136,8 @@ def test_a_retrained_segmenter_is_loaded_anew(tmp_path, monkeypatch):
     monkeypatch.setattr("hpacell.models.segmenter_card.load_segmenter", lambda folder: loaded.append(folder) or Threshold())
     grey, method = np.zeros((40, 40, 1), np.uint8), str(tmp_path)
     for signature in ("one", "one", "other"):
-        write_card(tmp_path, weights_blake2b=signature)
+        write_card(tmp_path)
+        (tmp_path / "model.weights.h5").write_text(signature)
         segmenter_of(method)(grey, channels=["nucleus"])
     assert len(loaded) == 2
 
@@ -141,7 +145,7 @@ def test_a_retrained_segmenter_is_loaded_anew(tmp_path, monkeypatch):
 def test_large_nuclei_are_looked_at_in_a_smaller_picture(own, field):
     large = cv2.resize(field.image, None, fx=4, fy=4, interpolation=cv2.INTER_LINEAR)
     found = segmenter_of(own)(large, channels=field.channels).nuclei
-    shown = segmenters._load(own, "").shown[-1]
+    shown = learned._load(own, "").shown[-1]
     assert shown.shape[0] < 512 and found.shape == large.shape[:2]
     plain = segmenter_of(own)(field.image, channels=field.channels).nuclei
     assert abs(found.max() - plain.max()) <= 2 and jaccard(cv2.resize(plain.astype(np.float32), found.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(int), found, 0.5) > 0.8
@@ -174,7 +178,7 @@ def test_the_border_rule_holds_for_networks_too(own, field, border):
 def test_cells_of_a_network_get_what_lies_in_them_of_the_nuclei(tmp_path, monkeypatch, field):
     write_card(tmp_path)
     network = Threshold(CHANNELS)
-    monkeypatch.setattr(segmenters, "_load", lambda method, signature: network)
+    monkeypatch.setattr(learned, "_load", lambda method, signature: network)
     found = segmenter_of(str(tmp_path))(field.image[..., ::-1], channels=field.channels[::-1])
     np.testing.assert_array_equal(network.shown[0], field.image)  # in the order that the network knows
     nuclei = segment_nuclei(field.image, field.channels)
@@ -191,7 +195,7 @@ def test_a_stained_section_is_shown_in_all_its_colours(own, field):
     assert nuclear_picture(stained, channels).shape[-1] == 3
     np.testing.assert_array_equal(nuclear_picture(field.image, field.channels)[..., 0], field.image[..., 2])
     found = segmenter_of(own)(stained, channels=channels)
-    assert found.cells is None and segmenters._load(own, "").shown[-1].shape[-1] == 3
+    assert found.cells is None and learned._load(own, "").shown[-1].shape[-1] == 3
 
 
 def test_fields_are_segmented_and_extracted_by_a_segmenter_of_ones_own(own, field, tmp_path, monkeypatch):
@@ -206,7 +210,7 @@ def test_fields_are_segmented_and_extracted_by_a_segmenter_of_ones_own(own, fiel
     assert len(store) == report.fields["n_nuclei"].sum() and store.manifest["parameters"]["method"] == own
 
 
-@pytest.mark.parametrize("method", segmenters.LEARNED)
+@pytest.mark.parametrize("method", learned.LEARNED)
 def test_what_is_shipped_finds_nuclei_of_any_kind_of_field(method, shared_data, tmp_path, capsys):
     """One image of each kind, an empty one and one that is no image: the batch goes on, and nothing comes back empty without a word."""
     import pandas as pd
@@ -229,7 +233,7 @@ def test_on_bright_ground_a_picture_keeps_its_size(own):
     bright = np.full((300, 400, 1), 180, np.uint8)
     cv2.circle(bright, (200, 150), 20, (90,), -1)
     segmenter_of(own)(bright, channels=["nucleus"])
-    assert segmenters._load(own, "").shown[-1].shape == (300, 400, 1)
+    assert learned._load(own, "").shown[-1].shape == (300, 400, 1)
 
 
 def large_and_small():
@@ -246,7 +250,7 @@ def large_and_small():
 def test_large_nuclei_and_small_ones_are_looked_at_in_two_sizes(own):
     picture, n = large_and_small()
     found = segmenter_of(own)(picture, ["nucleus"])
-    sides = [image.shape[0] for image in segmenters._load("", "").shown]
+    sides = [image.shape[0] for image in learned._load("", "").shown]
     assert len(sides) == 2 and sides[0] == 1200 and sides[1] == pytest.approx(400, abs=20)
     assert int(found.nuclei.max()) == n and found.smallest_px == 8
 
@@ -254,7 +258,7 @@ def test_large_nuclei_and_small_ones_are_looked_at_in_two_sizes(own):
 @pytest.mark.parametrize(("diameter", "side"), [(4, 512), (8, 256), (40, 256), (128, 80)])
 def test_a_given_diameter_says_in_which_size_a_network_looks(own, field, diameter, side):
     found = segmenter_of(own)(field.image[..., 2], ["nucleus"], diameter=diameter)
-    assert [image.shape[0] for image in segmenters._load("", "").shown] == [side]
+    assert [image.shape[0] for image in learned._load("", "").shown] == [side]
     assert found.nuclei.shape == (256, 256) and found.smallest_px == pytest.approx(8 * 256 / side)
 
 
@@ -272,20 +276,9 @@ def test_cells_of_a_network_without_a_nucleus_are_dropped_whatever_their_numbers
         cv2.circle(nuclei, (col, 60), 12, 160, -1)
     image[..., 1] = cv2.GaussianBlur(nuclei, (0, 0), 1) + 10
     made = SimpleNamespace(channels=(), target="cells", segment=lambda image: (cells, None))
-    monkeypatch.setattr(segmenters, "_load", lambda method, signature: made)
+    monkeypatch.setattr(learned, "_load", lambda method, signature: made)
     found = segmenter_of(str(tmp_path / "own"))(image, ["er", "nucleus"])
     assert np.unique(found.cells).tolist() == np.unique(found.nuclei).tolist() == [0, 1, 2]
-
-
-def test_a_method_of_ones_own_needs_no_diameter(monkeypatch, field):
-    calls = []
-
-    def find(image, channels, pixel_um=None, border="keep"):
-        calls.append(border)
-        return Segmentation(np.zeros(image.shape[:2], np.int32), None)
-
-    monkeypatch.setitem(SEGMENTERS, "mine", find)
-    assert segmenter_of("mine")(field.image).smallest_px == 0 and calls == ["keep"]
 
 
 def test_the_command_says_how_small_nuclei_may_be_and_takes_a_diameter(tmp_path, capsys):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .decode import decode_image
+from .decode import decode_image, format_of
 from .find import FieldSource, find_fields
 from .image import MAX_PIXELS, Decoded, FieldError, Numbers, Reading, byte_limit, kind_of_numbers, refusal
 from ..files import fingerprint, is_remote, read_bytes
@@ -42,7 +42,7 @@ class Field:
     paths : tuple of str
         The files it was read from.
     content : str
-        Fingerprint of those files' bytes; empty for a field that was not read from files.
+        Formats and fingerprint of those files' bytes, such as ``"PNG:0a1b..."``; empty for a field that was not read from files.
     numbers : tuple of Numbers
         Of each channel, the kind of its numbers in its file and the range that is stated; by default by the image's type.
     reasons : tuple of str
@@ -197,8 +197,8 @@ def _by_name(decoded: Decoded, channels: Sequence[str], path: str, alone: bool =
     raise refusal(path, f"{count_of(n, 'channel')} ({', '.join(channels)})", got, remedy)
 
 # %% ../../nbs/10_fields.read.ipynb #0f75c920
-def _read_file(path: str, what: str, max_pixels: int, reading: Reading, n_names: int) -> tuple[Decoded, str]:
-    """Decode one file of a field; with it the fingerprint of the very bytes that were decoded."""
+def _read_file(path: str, what: str, max_pixels: int, reading: Reading, n_names: int) -> tuple[Decoded, tuple[str, str]]:
+    """Decode one file of a field; with it the format and the fingerprint of the very bytes that were decoded."""
     try:
         if not is_remote(path) and os.path.getsize(path) > byte_limit(max_pixels):
             limit = f"at most {byte_limit(max_pixels):,} bytes"
@@ -214,7 +214,13 @@ def _read_file(path: str, what: str, max_pixels: int, reading: Reading, n_names:
             path, what, f"{type(error).__name__}: {error}", "check the path and your right to read it"
         ) from None
     decoded = decode_image(content, path, max_pixels, reading, n_names)
-    return _settle_alpha(decoded, n_names, path), fingerprint(content)
+    return _settle_alpha(decoded, n_names, path), (format_of(content, path), fingerprint(content))
+
+
+def _content_of(files: Sequence[tuple[str, str]]) -> str:
+    """Formats and fingerprint of the files of a field together."""
+    marks = [mark for _, mark in files]
+    return f"{'+'.join(sorted({kind for kind, _ in files}))}:{marks[0] if len(marks) == 1 else fingerprint(*marks)}"
 
 # %% ../../nbs/10_fields.read.ipynb #c0f0e436
 def _read_planes(source: FieldSource, max_pixels: int) -> Field:
@@ -238,7 +244,7 @@ def _read_planes(source: FieldSource, max_pixels: int) -> Field:
         notes.append(f"files of one field state pixels of {min(sizes):g} to {max(sizes):g} µm: the first one counts")
     axes = next((decoded.axes for decoded in decodeds if decoded.axes), "")
     return Field(
-        source.field_id, _merge(planes), source.channels, sizes[0] if sizes else None, source.paths, fingerprint(*contents),
+        source.field_id, _merge(planes), source.channels, sizes[0] if sizes else None, source.paths, _content_of(contents),
         tuple(decoded.numbers for decoded in decodeds), _reasons(source, "file name"), axes, tuple(dict.fromkeys(notes)),
     )  # fmt: skip
 
@@ -291,6 +297,6 @@ def read_field(source: FieldSource, max_pixels: int = MAX_PIXELS) -> Field:
     named = _by_name(decoded, source.channels, path) if source.channels else _by_content(decoded, path)
     reasons = _reasons(source, named.reason) if source.channels else (named.reason,) * len(named.channels)
     return Field(
-        source.field_id, np.ascontiguousarray(named.pixels), named.channels, decoded.pixel_um, source.paths, fingerprint(content),
+        source.field_id, np.ascontiguousarray(named.pixels), named.channels, decoded.pixel_um, source.paths, _content_of([content]),
         (decoded.numbers,) * len(named.channels), reasons, decoded.axes, tuple(dict.fromkeys([*decoded.notes, *named.notes])),
     )  # fmt: skip

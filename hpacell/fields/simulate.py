@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from .. import __version__
+from ..cores import usable_cores
 from hpacell.fields.paint import (
     SIMULATED_LOCATIONS,
     lay_out_scene,
@@ -306,7 +307,7 @@ def simulate_fields(
     seed, size, n_cells, cell_diameter, locations, bits, mixture
         As in `simulate_field`.
     workers : int
-        How many processes share the work. A script that asks for more than one needs `if __name__ == "__main__":`.
+        How many processes share the work; 0 takes one for each core that may be used. A script that asks for more than one needs `if __name__ == "__main__":`.
     progress : bool
         Show a progress bar.
 
@@ -320,8 +321,8 @@ def simulate_fields(
     ValueError
         Settings that cannot be simulated, or a folder with fields made otherwise.
     """
-    if n_fields < 1 or workers < 1:
-        raise ValueError(f"expected at least 1 field and 1 worker, got n_fields={n_fields}, workers={workers}")
+    if n_fields < 1 or workers < 0:
+        raise ValueError(f"expected at least 1 field and 0 workers, got n_fields={n_fields}, workers={workers}: 0 takes one for each core")
     import pandas as pd
 
     size, diameter = _check_request(size, n_cells, cell_diameter, locations, bits, mixture)
@@ -333,7 +334,7 @@ def simulate_fields(
         return read_table(join_path(out, "truth", "cells.csv"))
     make_folder(join_path(out, "truth"))
     write_one = partial(_write_field, out=out, seed=seed, settings=settings)
-    results = _map(write_one, n_fields, workers)
+    results = _map(write_one, n_fields, workers or usable_cores())
     done = list(progress_bar(results, n_fields, "simulate") if progress else results)
     cells = pd.DataFrame([row for _, rows in done for row in rows], columns=["field_id", "cell_id", "labels"])
     write_table(join_path(out, "truth", "cells.csv"), cells)

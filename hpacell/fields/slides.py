@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from .. import __version__
+from ..cores import usable_cores
 from .glands import lay_out_section
 from .picture import write_png
 from ..files import join_path, list_files, make_folder, path_exists, path_name, read_json, read_table, write_json, write_table
@@ -202,7 +203,7 @@ def simulate_tissues(
     organs : tuple of str
         Organs that take turns, out of `hpacell.vocabulary.ORGANS`; one that stands twice comes twice as often.
     workers : int
-        How many processes share the work. A script that asks for more than one needs `if __name__ == "__main__":`.
+        How many processes share the work; 0 takes one for each core that may be used. A script that asks for more than one needs `if __name__ == "__main__":`.
 
     Returns
     -------
@@ -215,8 +216,8 @@ def simulate_tissues(
     ValueError
         No slide, an unknown organ, a size that cannot be simulated, or a folder with slides made otherwise.
     """
-    if n_images < 1 or workers < 1 or not organs:
-        raise ValueError(f"expected at least 1 image, 1 organ and 1 worker, got {n_images}, {len(organs)} and {workers}")
+    if n_images < 1 or workers < 0 or not organs:
+        raise ValueError(f"expected at least 1 image, 1 organ and 0 workers, got {n_images}, {len(organs)} and {workers}: 0 takes one for each core")
     import pandas as pd
 
     shape = _check_slide(size, None)
@@ -228,6 +229,7 @@ def simulate_tissues(
         return read_table(table)
     make_folder(join_path(out, "train_images"))
     write_one = partial(_write_slide, out=str(out), seed=seed, size=shape, organs=tuple(organs))
+    workers = workers or usable_cores()
     if workers == 1:
         rows = [write_one(index) for index in range(n_images)]
     else:

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..cores import THREAD_VARIABLES, usable_cores
+
 # %% ../../nbs/90_pipeline.engine.ipynb #2d946013
 @dataclass(frozen=True)
 class Outcome:
@@ -95,15 +97,16 @@ def prepare_workers(module: str) -> None:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Processes that are started here compute with one thread each; this one keeps what it has."""
-    former = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    former = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
         yield
     finally:
-        if former is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = former
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 # %% ../../nbs/90_pipeline.engine.ipynb #365c4599
 @contextmanager
@@ -218,7 +221,7 @@ def workers_of(workers: int, items: Sequence[Any]) -> int:
     Parameters
     ----------
     workers : int
-        What was asked for; 0 takes one for each core.
+        What was asked for; 0 takes one for each core that may be used, see `hpacell.cores.usable_cores`.
     items : sequence
         What is to be done.
 
@@ -229,5 +232,4 @@ def workers_of(workers: int, items: Sequence[Any]) -> int:
     """
     if workers < 0:
         raise ValueError(f"expected workers of at least 0, got {workers}: 0 takes one for each core")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(workers or cores, len(items)))
+    return max(1, min(workers or usable_cores(), len(items)))

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ..feed.journal import BUILDING_NAME
-from ..feed.parts import read_rows, to_rows
+from ..feed.parts import to_rows
 from ..feed.remote import take_over, write_store_to
 from ..feed.shards import COMPRESSIONS, choose_compression
 from ..feed.store import LOCK_NAME, ORIGIN_NAME, SIGNATURES_NAME, CropStore, check_target, read_manifest, read_store
@@ -31,7 +31,8 @@ from ..fields.depth import Brightness, decide_scale, measure_brightness
 from ..fields.read import FieldError, FieldSource, Reading, read_field
 from ..files import check_local, fingerprint, is_remote, read_json, write_json
 from .engine import map_items, prepare_workers, workers_of
-from .field import ExtractedField, ExtractSettings, code_version, cut_field, field_key
+from .field import ExtractedField, ExtractSettings, cut_field, field_key
+from .history import FormerStore, as_json, check_not_emptied, read_former, read_plan, tell_changes
 from .segmenters import processes_for
 from .signatures import KnownContents, file_times
 from .store_notes import empty_notes, misfit_notes, reading_notes
@@ -138,7 +139,7 @@ def extract_fields(
         No labels file.
     ValueError
         Unknown labels or duplicate ids, labels that belong to other fields, a folder that is not a store, or one that
-        another process writes.
+        another process writes; or no field has a cell any more, and the store has some: it stays as it was.
     """
     check_known("compression", compression, ("auto", *COMPRESSIONS))
     if is_remote(store):
@@ -154,7 +155,7 @@ def extract_fields(
     texts = catalog.frame.set_index("field_id")["labels"].fillna("") if labels else {}
     origin = {"fields": _absolute(fields), "labels": _absolute(labels), "pattern": pattern, "channels": channels, "reading": asdict(reading or Reading())}
     job = _plan(sources, texts, Path(store), settings, compression, workers, origin)
-    notes = told = (*_changes(Path(store), job), *job.notes)
+    notes = told = (*tell_changes(job.store, job.former, sources, job.settings, job.channels, job.origin), *job.notes)
     for note in told:  # before it takes hours
         print(note, file=sys.stderr)
     try:
@@ -198,13 +199,17 @@ class _Job:
     compression: str
     workers: int
     origin: dict
+    former: FormerStore
     notes: tuple[str, ...] = ()
+
+    def key(self, i: int, content: str) -> str:
+        """Key of field `i` with these files."""
+        return field_key(self.sources[i], content, self.settings, self.channels)
 
     def writer(self, verify: bool) -> StoreWriter:
         """The store's writer."""
         shape = (self.settings.crop_size, self.settings.crop_size, len(self.channels))
-        parameters = _as_json({**asdict(self.settings), "code": code_version()})
-        return StoreWriter(self.store, shape, self.channels, parameters, self.compression, verify, self.origin)
+        return StoreWriter(self.store, shape, self.channels, as_json(asdict(self.settings)), self.compression, verify, self.origin)
 
     def outcomes(self, chosen: Sequence[tuple[int, tuple[str, ...]]]):
         """Extract the chosen fields, in order, as they come; each with the contents that need not be cut again."""
@@ -218,84 +223,32 @@ _OPEN = {"bits": 0, "real_range": None}  # what an extraction decides for itself
 
 def _former_plan(store: Path, settings: ExtractSettings) -> dict | None:
     """What an earlier extraction with the same settings into this store had decided."""
-    wanted = _as_json({**asdict(settings), **_OPEN})
-    for plan in (read_origin(store), _read_plan(store)):
-        if plan is not None and _as_json({**asdict(ExtractSettings()), **plan["settings"], **_OPEN}) == wanted:
+    wanted = as_json({**asdict(settings), **_OPEN})
+    for plan in (read_origin(store), read_plan(store)):
+        if plan is not None and as_json({**asdict(ExtractSettings()), **plan["settings"], **_OPEN}) == wanted:
             return plan
     return None
-
-
-def _as_json(values: Mapping[str, object]) -> dict:
-    """Return settings as they come back from a JSON file: pairs as lists."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 # %% ../../nbs/91_pipeline.extract.ipynb #d234e313
 def _plan(sources: list[FieldSource], texts: Mapping[str, str], store: Path, settings: ExtractSettings, compression: str, workers: int, origin: dict) -> _Job:  # fmt: skip
     """Settle what the caller left open, as an earlier extraction into this store did."""
-    former = _former_plan(store, settings) or {}
+    before, former = read_former(store), _former_plan(store, settings) or {}
     sample = cache(lambda: _sample(sources, settings))  # for both questions, and only if one is open
     for name in _OPEN:
         settings = replace(settings, **{name: getattr(settings, name) or former.get("settings", {}).get(name) or _OPEN[name]})
     decided = settings.intensity_range or (settings.bits and settings.real_range)  # for numbers of every kind
-    had = _ids_in(store) if former else set()
+    had = before.ids if former else set()
     fresh = [] if decided else _sample([source for source in sources if source.field_id not in had], settings) if former else sample()
     scale, notes = decide_scale([brightness for _, brightness in fresh], settings.scale)
     settings = replace(settings, bits=scale.bits, real_range=scale.real_range)
     if compression == "auto":
         compression = former.get("compression") or choose_compression(store)
-    same = all(former.get(name) == _as_json(origin)[name] for name in ("channels", "reading"))  # so files mean what they meant
+    same = all(former.get(name) == as_json(origin)[name] for name in ("channels", "reading"))  # so files mean what they meant
     kept = tuple(former.get("store_channels", ())) if same else ()
     channels = Counter(source.channels for source in sources).most_common(1)[0][0] or kept or _common_channels(sample())
-    origin = {**origin, "settings": _as_json(asdict(settings)), "compression": compression, "store_channels": list(channels)}
+    origin = {**origin, "settings": as_json(asdict(settings)), "compression": compression, "store_channels": list(channels)}
     labels = [str(texts.get(source.field_id, "")) for source in sources]
-    return _Job(sources, labels, settings, channels, store, compression, workers, origin, notes)
-
-
-def _ids_in(store: Path) -> set[str]:
-    """Fields that a store holds; none where there is no whole store."""
-    try:
-        return set(read_rows(store / read_manifest(store)["fields"]["name"])["field_id"].to_pylist())
-    except (FileNotFoundError, ValueError):
-        return set()
-
-# %% ../../nbs/91_pipeline.extract.ipynb #f3565828
-def _read_plan(store: Path) -> dict | None:
-    """What an unfinished extraction into this store had settled."""
-    try:
-        plan = read_json(store / BUILDING_NAME / "plan.json")
-        return plan if {"settings", "compression", "store_channels"} <= set(plan) and "bits" in plan["settings"] else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-# %% ../../nbs/91_pipeline.extract.ipynb #615631d2
-def _changes(store: Path, job: _Job) -> tuple[str, ...]:
-    """What makes much of a store new, told to whoever did not mean it; an error where nothing of it would stay."""
-    try:
-        manifest = read_manifest(store)
-        had = set(read_rows(store / manifest["fields"]["name"])["field_id"].to_pylist())
-    except (FileNotFoundError, ValueError):
-        return ()
-    found = {source.field_id for source in job.sources}
-    if had and not had & found:
-        raise ValueError(
-            f"expected fields of the store in {store}, such as {min(had)}, got none of its {count_of(len(had), 'field')} "
-            f"but {min(found)}: choose another folder for the store, or remove it first"
-        )
-    before, now, notes = manifest["parameters"], _as_json({**asdict(job.settings), "code": code_version()}), []
-    changed = [f"{name} {before[name]} -> {now[name]}" for name in now if name in before and name not in ("max_pixels", "code") and before[name] != now[name]]
-    former = manifest.get("origin") or {}
-    read = former.get("reading") or {}
-    changed += [f"{name} {read[name]!r} -> {value!r}" for name, value in job.origin["reading"].items() if read.get(name, value) != value]
-    if tuple(manifest["channels"]) != job.channels:
-        changed.append(f"channels {', '.join(manifest['channels'])} -> {', '.join(job.channels)}")
-    if changed or before.get("code") != now["code"]:
-        why = ", ".join(changed) or "another version of hpacell or of a library it calls"
-        notes.append(f"the store was made with other settings, so its fields are made again: {why}")
-    if len(had - found) > len(had) / 2:
-        notes.append(f"{count_of(len(had - found), 'field')} of {len(had)} are not there any more and leave the store")
-    if former.get("labels") and not job.origin["labels"]:
-        notes.append(f"the store had labels of {former['labels']}; without --labels it has none any more")
-    return tuple(notes)
+    return _Job(sources, labels, settings, channels, store, compression, workers, origin, before, notes)
 
 # %% ../../nbs/91_pipeline.extract.ipynb #494152da
 def _sample(sources: Sequence[FieldSource], settings: ExtractSettings, n: int = 8) -> list[tuple[tuple[str, ...], list[Brightness]]]:
@@ -341,10 +294,11 @@ def read_origin(store: str | Path) -> dict | None:
 # %% ../../nbs/91_pipeline.extract.ipynb #15871ef4
 def _build(job: _Job, verify: bool) -> tuple[CropStore, int]:
     """Write the store: take over what is there, extract the rest; the store and the number of fields that were cut."""
-    n_made = 0
+    n_made, n_cells, bad = 0, 0, []
     with ExitStack() as stack, job.writer(verify) as writer, KnownContents(job.store / SIGNATURES_NAME, job.sources) as contents:
         write_json(job.store / BUILDING_NAME / "plan.json", job.origin)
-        keys = [contents[i] and field_key(source, contents[i], job.settings) for i, source in enumerate(job.sources)]
+        keys = [contents[i] and job.key(i, contents[i]) for i in range(len(job.sources))]
+        cells_of = {field["key"]: field["n_cells"] for field in writer.known_fields()}
         too_large = {field["key"] for field in writer.known_fields() if field.get("height", 0) * field.get("width", 0) > job.settings.max_pixels}
         fresh = [i for i, key in enumerate(keys) if key not in writer or key in too_large]
         earlier = _contents_by_field(writer, job, fresh)
@@ -354,25 +308,32 @@ def _build(job: _Job, verify: bool) -> tuple[CropStore, int]:
             if i in waiting:
                 outcome = next(outcomes)
                 if outcome.error:
-                    writer.quarantine(job.sources[i].field_id, outcome.error)
+                    bad.append((job.sources[i].field_id, outcome.error))
+                    writer.quarantine(*bad[-1])
                     continue
                 contents[i], made = outcome.value
-                keys[i] = field_key(job.sources[i], outcome.value[0], job.settings)
+                keys[i] = job.key(i, outcome.value[0])
                 if made is not None:
                     writer.add(keys[i], made.field, made.cells, made.crops)
-                    n_made += 1
+                    n_made, n_cells = n_made + 1, n_cells + len(made.crops)
                     continue
             writer.reuse(keys[i], job.labels[i])
+            n_cells += cells_of[keys[i]]
+        try:
+            check_not_emptied(job.store, job.former, n_cells, bad)
+        except ValueError:
+            writer.discard()
+            raise
         return writer.finish(), n_made
 
 # %% ../../nbs/91_pipeline.extract.ipynb #fd68fc9d
 def _contents_by_field(writer: StoreWriter, job: _Job, chosen: Sequence[int]) -> dict[str, tuple[str, ...]]:
     """field_id -> contents whose cells are there, cut with today's settings and code; of the chosen fields."""
-    of_id = {job.sources[i].field_id: job.sources[i] for i in chosen}
+    of_id = {job.sources[i].field_id: i for i in chosen}
     found: dict[str, tuple[str, ...]] = {}
     for field in writer.known_fields():
         field_id, content = field["field_id"], field.get("content")
-        if field_id in of_id and content and field_key(of_id[field_id], content, job.settings) in writer:
+        if field_id in of_id and content and job.key(of_id[field_id], content) in writer:
             found[field_id] = (*found.get(field_id, ()), content)
     return found
 

@@ -16,23 +16,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
+from ..cores import limit_threads
 from ..memory import free_memory
 from ..progress import progress
 
 # %% ../../nbs/94_pipeline.jobs.ipynb #332371f1
-def _read_processes(system: str | Path = "/proc") -> dict[int, tuple[int, str, int]]:
-    """Number of each process -> its parent, when it was started, and its resident bytes; nothing where the system does not tell."""
+def _read_processes() -> dict[int, tuple[int, float, int]]:
+    """Number of each process -> its parent, when it was started (seconds since 1970), and its resident bytes, 0 where the system does not tell."""
     found = {}
-    for path in Path(system).glob("[0-9]*/stat"):
-        try:
-            words = path.read_text().rpartition(")")[2].split()
-            found[int(path.parent.name)] = (int(words[1]), words[19], int(words[21]) * os.sysconf("SC_PAGE_SIZE"))
-        except (OSError, IndexError, ValueError):  # it has ended meanwhile
-            continue
+    for process in psutil.process_iter(["ppid", "create_time", "memory_info"]):  # passes over those that end meanwhile
+        about = process.info
+        if about["ppid"] is not None and about["create_time"] is not None:
+            found[process.pid] = (about["ppid"], about["create_time"], about["memory_info"].rss if about["memory_info"] else 0)
     return found
 
 # %% ../../nbs/94_pipeline.jobs.ipynb #d4958405
-def process_tree(pid: int, processes: Mapping[int, tuple[int, str, int]] | None = None) -> dict[int, tuple[str, int]]:
+def process_tree(pid: int, processes: Mapping[int, tuple[int, float, int]] | None = None) -> dict[int, tuple[float, int]]:
     """A process and all that it has started, directly or not.
 
     Parameters
@@ -45,8 +46,7 @@ def process_tree(pid: int, processes: Mapping[int, tuple[int, str, int]] | None 
     Returns
     -------
     dict
-        Number -> when it was started (as the system writes it) and its resident bytes. Empty where the process has
-        ended or the system does not tell.
+        Number -> when it was started, in seconds since 1970, and its resident bytes. Empty where the process has ended.
     """
     processes = _read_processes() if processes is None else processes
     children: dict[int, list[int]] = {}
@@ -61,15 +61,15 @@ def process_tree(pid: int, processes: Mapping[int, tuple[int, str, int]] | None 
     return found
 
 # %% ../../nbs/94_pipeline.jobs.ipynb #46c679bd
-def _kill(tree: Mapping[int, tuple[str, int]]) -> None:
+def _kill(tree: Mapping[int, tuple[float, int]]) -> None:
     """Kill processes, but for those whose number has another owner by now."""
-    now = _read_processes()
     for pid, (started, _) in tree.items():
-        if pid in now and now[pid][1] == started:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
+        try:
+            process = psutil.Process(pid)
+            if process.create_time() == started:
+                process.kill()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
 
 # %% ../../nbs/94_pipeline.jobs.ipynb #61459eba
 def end_with_parent() -> None:
@@ -142,9 +142,6 @@ def n_startable(taken: Sequence[int], free: int, need: int, most: int) -> int:
     return max(min(places, int(left // need)), 0 if taken else 1)
 
 # %% ../../nbs/94_pipeline.jobs.ipynb #88daa088
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-
-
 def thread_environment(threads: int, environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment variables that keep libraries to some threads.
 
@@ -161,11 +158,7 @@ def thread_environment(threads: int, environ: Mapping[str, str] | None = None) -
         For OpenMP, OpenBLAS, MKL and TensorFlow; and TensorFlow takes memory of a GPU as it needs it, not all at once.
     """
     environ = os.environ if environ is None else environ
-    limits = {}
-    for name in _THREAD_VARIABLES:
-        asked = environ.get(name, "")
-        limits[name] = str(min(threads, int(asked)) if asked.isdigit() and int(asked) else threads)
-    return limits | {"TF_FORCE_GPU_ALLOW_GROWTH": environ.get("TF_FORCE_GPU_ALLOW_GROWTH", "true")}
+    return limit_threads(threads, environ) | {"TF_FORCE_GPU_ALLOW_GROWTH": environ.get("TF_FORCE_GPU_ALLOW_GROWTH", "true")}
 
 # %% ../../nbs/94_pipeline.jobs.ipynb #ab511714
 @dataclass(frozen=True)
@@ -213,7 +206,7 @@ class _Running:
     job: Job
     process: subprocess.Popen
     start: float = field(default_factory=time.monotonic)
-    tree: dict[int, tuple[str, int]] = field(default_factory=dict)
+    tree: dict[int, tuple[float, int]] = field(default_factory=dict)
     peak: int = 0
 
     @classmethod
@@ -230,7 +223,7 @@ class _Running:
         """Bytes that it has now."""
         return sum(size for _, size in self.tree.values())
 
-    def look(self, processes: Mapping[int, tuple[int, str, int]]) -> None:
+    def look(self, processes: Mapping[int, tuple[int, float, int]]) -> None:
         """Note what it has started, and its memory."""
         self.tree = process_tree(self.process.pid, processes) or self.tree
         self.peak = max(self.peak, self.taken)

@@ -22,7 +22,7 @@ from ..fields.image import Reading
 from ..files import check_local, read_json
 from .engine import Outcome, map_items, workers_of
 from .extract import extract_fields, read_origin
-from .field import ExtractedField, ExtractSettings, code_version, extract_field
+from .field import ExtractedField, ExtractSettings, extract_field, field_key
 from .segmenters import processes_for
 from ..progress import progress
 from ..vocabulary import count_of
@@ -171,16 +171,16 @@ def _cut_again(folder: Path, manifest: dict, lost: list[dict], workers: int) -> 
     damaged = f"{count_of(len(lost), 'field')} with damaged crops, e.g. {lost[0]['field_id']}"
     if origin is None:
         raise ValueError(f"expected to know what {folder} was made of, got nothing, and {damaged}: make the store again as it was made")
-    if parameters["code"] != code_version():
-        raise ValueError(
-            f"expected the version of hpacell and its libraries that made {folder}, got another, and {damaged}: "
-            "run hpacell extract again, which makes all fields with today's"
-        )
     settings = ExtractSettings(**{field.name: parameters[field.name] for field in dataclass_fields(ExtractSettings) if field.name in parameters})
     sources = {source.field_id: source for source in find_fields(origin["fields"], origin["pattern"], origin["channels"], _reading(origin))}
     gone = [record["field_id"] for record in lost if record["field_id"] not in sources]
     if gone:
         raise ValueError(f"expected all damaged fields in {origin['fields']}, got none named {gone[0]}: bring it back, or run hpacell extract again")
+    if any(field_key(sources[record["field_id"]], record["content"], settings, manifest["channels"]) != record["key"] for record in lost):
+        raise ValueError(
+            f"expected the version of hpacell, of its libraries and of the method's weights that made {folder}, got another, and {damaged}: "
+            "run hpacell extract again, which makes all fields with today's"
+        )
     items = [(sources[record["field_id"]], record["labels"]) for record in lost]
     work = partial(_extract_item, settings=settings)
     for record, outcome in zip(lost, map_items(work, items, workers_of(processes_for(settings.method, list(sources.values()), workers), items)), strict=True):

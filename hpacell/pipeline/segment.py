@@ -26,8 +26,9 @@ from ..files import check_local, fingerprint, write_table
 from ..masks.labels import label_ids
 from ..masks.writers import LABEL_SUFFIXES, write_label_image
 from .engine import map_items, workers_of
-from .field import code_version
-from .segmenters import check_method, method_signature, processes_for, segmenter_of
+from .closure import code_hash
+from .field import reading_version
+from .segmenters import check_method, method_signature, processes_for, segment
 from .signatures import source_signature
 from ..progress import progress
 
@@ -44,7 +45,7 @@ def segment_source(
     out : str
         Folder for the label images.
     method : str
-        Name in `hpacell.pipeline.segmenters.METHODS`, or the folder of a trained segmenter.
+        How cells are found, see `hpacell.pipeline.segmenters.segment`.
     border : str
         What happens to cells at the border, see `hpacell.cells.segmentation.SegmentationSettings`.
     max_pixels : int
@@ -55,9 +56,9 @@ def segment_source(
     Returns
     -------
     dict
-        `field_id, height, width, n_nuclei, n_cells, smallest_px, channels, pixel_um, notes`; n_cells is None where there are
+        `field_id, height, width, n_nuclei, n_cells, smallest_px, channels, pixel_um, notes, formats`; n_cells is None where there are
         nuclei alone; smallest_px is the diameter in pixels below which a nucleus was not looked for, None where the method
-        does not tell; channels and notes are texts with ``|`` between.
+        does not tell; channels and notes are texts with ``|`` between; formats are those of the files, with ``+`` between.
 
     Raises
     ------
@@ -65,9 +66,10 @@ def segment_source(
         The field cannot be read.
     """
     field = read_field(source, max_pixels=max_pixels)
-    found = segmenter_of(method)(field.image, channels=field.channels, pixel_um=field.pixel_um, border=border, diameter=diameter)
+    found = segment(field, method, border, diameter)
     row = {"field_id": field.field_id, "height": field.image.shape[0], "width": field.image.shape[1]}
     about = {"channels": "|".join(field.channels), "pixel_um": field.pixel_um, "notes": "|".join(field.notes)}
+    about["formats"] = field.content.rpartition(":")[0]
     for kind, labels in (("nuclei", found.nuclei), ("cells", found.cells)):
         row[f"n_{kind}"] = None if labels is None else len(label_ids(labels))
         if labels is not None:
@@ -144,7 +146,7 @@ def segment_fields(
     ValueError
         An unknown method or border rule, a diameter below 3 pixels, or a table of fields that would be written over.
     """
-    check_method(method)
+    check_method(method, diameter)
     SegmentationSettings(border=border)  # refuses an unknown rule, before any field is read
     check_diameter(diameter)
     sources = survey_fields(fields, pattern=pattern, channels=channels, reading=reading).tell()
@@ -172,9 +174,12 @@ def _segment_all(
     sources: Sequence[FieldSource], out: Path, method: str, border: str, workers: int, diameter: float
 ) -> tuple[list[dict], list[tuple[str, str]], int]:
     """Rows of the fields, bad fields with reasons, and the number that were segmented now."""
-    keys = {source: _key(source, method, border, diameter) for source in sources}
-    done = _finished(out)
-    rows = {source: done[source.field_id]["row"] for source in sources if keys[source] and done.get(source.field_id, {}).get("key") == keys[source]}
+    marks = {source: source_signature(source) for source in sources}  # before they are read
+    done, rows = _finished(out), {}
+    for source in sources:
+        entry = done.get(source.field_id)
+        if entry and entry["key"] == _key(source, marks[source], entry["row"], method, border, diameter):
+            rows[source] = entry["row"]
     todo = [source for source in sources if source not in rows]
     work = partial(segment_source, out=str(out), method=method, border=border, diameter=diameter)
     bad = []
@@ -187,17 +192,22 @@ def _segment_all(
                 bad.append((outcome.item.field_id, outcome.error))
                 continue
             rows[outcome.item] = outcome.value
-            file.write(json.dumps({"field_id": outcome.item.field_id, "key": keys[outcome.item], "row": outcome.value}) + "\n")
+            key = _key(outcome.item, marks[outcome.item], outcome.value, method, border, diameter)
+            file.write(json.dumps({"field_id": outcome.item.field_id, "key": key, "row": outcome.value}) + "\n")
             file.flush()
     return [rows[source] for source in sources if source in rows], bad, len(todo) - len(bad)
 
 # %% ../../nbs/94_pipeline.segment.ipynb #2d38e4cf
-def _key(source: FieldSource, method: str, border: str, diameter: float = 0) -> str:
-    """What a field's label images depend on; empty for files that may change unseen."""
-    signature = source_signature(source)
-    made_by = method_signature(method, source.channels)
-    made = [signature, made_by, border, diameter, astuple(source.reading), code_version()]
-    return fingerprint([source.field_id, list(source.channels), *made]) if signature else ""
+_WRITTEN = ("hpacell.pipeline.segment:segment_source",)
+_NOT_WRITTEN = ("hpacell.pipeline.segmenters:segment", "hpacell.fields.read:read_field")  # each has a hash of its own
+
+
+def _key(source: FieldSource, mark: str, row: dict, method: str, border: str, diameter: float = 0) -> str:
+    """What the label images of a field depend on that was found to be `row`; empty for files that may change unseen."""
+    made_by = method_signature(method, source.channels or tuple(row["channels"].split("|")))
+    code = [made_by, reading_version(row.get("formats", "")), code_hash(_WRITTEN, _NOT_WRITTEN, with_libraries=False)]
+    made = [mark, border, diameter, astuple(source.reading), code]
+    return fingerprint([source.field_id, list(source.channels), *made]) if mark else ""
 
 # %% ../../nbs/94_pipeline.segment.ipynb #dac23571
 def _finished(out: Path) -> dict[str, dict]:
