@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import fingerprint, is_remote, path_exists, path_name, read_bytes, write_json
+from ..files import fingerprint, is_remote, path_exists, path_name, read_bytes, write_atomic, write_json
 from .blocks import keras
 from .places import CARD_NAME, UNFINISHED_NAME, WEIGHTS_NAME, folder_of_file, look_for_model, read_card
 from .weights import load_weights, write_weights
@@ -212,5 +212,6 @@ def _fetch_classifier(address: str, cache: Path) -> Path:
     folder = cache / f"model-{fingerprint(*contents.values())[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        (folder / name).write_bytes(content)
+        with write_atomic(folder / name) as file:  # another process may load the same model
+            file.write(content)
     return folder

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..feed.store import CropStore
+from ..feed.store import CropStore, read_store
 from ..fields.find import FieldSource, check_has_nucleus, find_fields
 from ..fields.depth import IntensityScale
 from ..fields.image import FieldError, Reading
@@ -23,7 +23,8 @@ from ..fields.picture import write_png
 from ..fields.read import read_field
 from ..figures.cells import draw_map
 from ..figures.overlays import write_overlay
-from ..files import check_local, make_folder, write_table
+from ..files import check_local, make_folder, read_table, write_table
+from ..locks import own_folder
 from ..metrics.submission import check_locations, write_submission
 from ..models.card import TrainedClassifier, load_classifier
 from ..models.evaluation import activation_maps
@@ -31,6 +32,7 @@ from ..models.weak import join_fields
 from .engine import map_items, workers_of
 from .extract import ExtractReport, ExtractSettings, extract_fields
 from ..progress import progress
+from ..results import RECORD_NAME, check_kind, clear_results, record_results
 from ..vocabulary import count_of
 
 # %% ../../nbs/92_pipeline.predict.ipynb #1592e3c1
@@ -211,6 +213,7 @@ def _draw_overlays(sources: Sequence[FieldSource], cells: pd.DataFrame, folder: 
     """Write a picture of each field; `field_id, reason` of those that could not be drawn."""
     problems = []
     if sources:
+        record_results(folder.parent, [f"{folder.name}/{source.field_id}.png" for source in sources])
         rows = cells.groupby("field_id", sort=False).indices
         items = ((source, cells.iloc[rows.get(source.field_id, [])]) for source in sources)
         draw = partial(write_overlay, folder=make_folder(folder), width=1024, max_pixels=max_pixels)
@@ -273,19 +276,32 @@ LIKELY = 0.1  # less sure cells are not worth a map
 
 # %% ../../nbs/92_pipeline.predict.ipynb #ebef1cc9
 def _write_maps(classifier: TrainedClassifier, store: CropStore, cells: pd.DataFrame, folder: Path, n: int) -> None:
-    """Pictures of where the surest cells of each location show it; those of an earlier run go."""
-    if folder.is_dir():
-        for path in folder.glob("*.png"):
-            path.unlink()
+    """Pictures of where the surest cells of each location show it."""
     if not n or not len(cells):
         return
-    make_folder(folder)
     chosen = surest_cells(cells, classifier.locations, n, LIKELY)
-    for found, heat in zip(chosen.itertuples(), map_cells(classifier, store, chosen), strict=True):
-        name = f"{found.location}_{found.probability:.2f}_{cells['field_id'][found.row]}_{cells['cell_id'][found.row]}.png"
-        write_png(folder / name, draw_map(store.crops(np.array([found.row]))[0], heat, store.channels))
+    names = [f"{found.location}_{found.probability:.2f}_{cells['field_id'][found.row]}_{cells['cell_id'][found.row]}.png" for found in chosen.itertuples()]
+    record_results(folder.parent, [f"{folder.name}/{name}" for name in names])
+    make_folder(folder)
+    for name, row, heat in zip(names, chosen["row"], map_cells(classifier, store, chosen), strict=True):
+        write_png(folder / name, draw_map(store.crops(np.array([row]))[0], heat, store.channels))
 
 # %% ../../nbs/92_pipeline.predict.ipynb #07c1b894
+_TABLES = ("cells.parquet", "submission.csv", "quarantine.csv")
+
+
+def _unrecorded_results(out: Path) -> list[str]:
+    """What a prediction of a version that kept no record has left."""
+    if (out / RECORD_NAME).exists() or not (out / "cells.parquet").exists():
+        return []
+    try:
+        store = read_store(out / "store")
+        ids = [*store.fields["field_id"], *store.quarantine["field_id"], *read_table(out / "cells.parquet")["field_id"]]
+    except (OSError, ValueError, KeyError):
+        ids = []
+    return [*_TABLES, *(f"maps/{path.name}" for path in out.glob("maps/*.png")), *(f"overlays/{field_id}.png" for field_id in ids)]
+
+# %% ../../nbs/92_pipeline.predict.ipynb #e8d16da6
 def predict_fields(
     fields: str | Path,
     model: str | Path,
@@ -313,7 +329,8 @@ def predict_fields(
     model : path
         A run, a model's folder or its weights, see `hpacell.models.training.load_classifier`.
     out : path
-        Local folder for the results; made if missing. Run again, it goes on where it had stopped.
+        Local folder for the results; made if missing. Run again, it goes on where it had stopped; what an earlier call
+        wrote is removed once model and fields are found, and nothing else.
     pattern, channels : optional
         Naming of the files, see `hpacell.fields.read.find_fields`. Of more channels those of the model are taken.
     workers : int
@@ -343,27 +360,39 @@ def predict_fields(
     FileNotFoundError
         No fields, or no model.
     ValueError
-        The fields have other channels than the model was trained on; said before any work.
+        The fields have other channels than the model was trained on; said before any work. The folder holds results of
+        another kind, or another process writes there.
     """
     out = check_local(out, "predictions")
-    classifier = load_classifier(model)
-    settings, note = settings_of(classifier), _submission_note(classifier.locations)
-    if intensity_scale:
-        given = {name: value for name, value in vars(intensity_scale).items() if value}
-        settings = replace(settings, **given)
-    settings = replace(settings, diameter=diameter or settings.diameter)
-    sources, channels = find_channels(classifier, fields, pattern, channels, reading)
-    extracted = extract_fields(fields, out / "store", settings=settings, pattern=pattern, channels=channels, workers=workers, reading=reading)
+    check_kind(out, "predictions", ["a crop store", "label images"])
+    with own_folder(out), own_folder(out / "store", nested=True):
+        classifier = load_classifier(model)
+        settings = settings_of(classifier)
+        if intensity_scale:
+            given = {name: value for name, value in vars(intensity_scale).items() if value}
+            settings = replace(settings, **given)
+        settings = replace(settings, diameter=diameter or settings.diameter)
+        sources, channels = find_channels(classifier, fields, pattern, channels, reading)
+        clear_results(out, _unrecorded_results(out))
+        extracted = extract_fields(fields, out / "store", settings=settings, pattern=pattern, channels=channels, workers=workers, reading=reading)
+        return _write_results(classifier, sources, extracted, out, settings.max_pixels, workers, overlays, maps, min_confidence)
+
+# %% ../../nbs/92_pipeline.predict.ipynb #a15af59b
+def _write_results(
+    classifier: TrainedClassifier, sources: Sequence[FieldSource], extracted: ExtractReport, out: Path, max_pixels: int, workers: int,
+    overlays: int, maps: int, min_confidence: float,
+) -> PredictReport:  # fmt: skip
+    """Tables and pictures of what a classifier says of crops, each on record before it is written."""
+    note = _submission_note(classifier.locations)
     cells = predict_store(classifier, extracted.store)
+    record_results(out, _TABLES)
     write_table(out / "cells.parquet", cells)
-    if note:  # one of an earlier run would be of another classifier
-        (out / "submission.csv").unlink(missing_ok=True)
-    else:
+    if not note:
         write_submission(out / "submission.csv", cells, extracted.store.fields, min_confidence=min_confidence)
     used = set(extracted.store.fields["field_id"])
     drawn = [source for source in sources if source.field_id in used][: overlays if overlays >= 0 else None]
     _write_maps(classifier, extracted.store, cells, out / "maps", maps)
-    problems = _draw_overlays(drawn, cells, out / "overlays", workers, settings.max_pixels)
+    problems = _draw_overlays(drawn, cells, out / "overlays", workers, max_pixels)
     quarantine = pd.concat([extracted.quarantine[["field_id", "reason"]], problems], ignore_index=True)
     write_table(out / "quarantine.csv", quarantine)
     return PredictReport(extracted, cells, classifier, str(out), quarantine, (*extracted.notes, *((note,) if note else ())))
