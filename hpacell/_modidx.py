@@ -669,6 +669,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'hpacell.feed.verify._quarantine_list': ( 'feed.verify.html#_quarantine_list',
                                                                                'hpacell/feed/verify.py'),
                                      'hpacell.feed.verify._told': ('feed.verify.html#_told', 'hpacell/feed/verify.py'),
+                                     'hpacell.feed.verify._verify': ('feed.verify.html#_verify', 'hpacell/feed/verify.py'),
                                      'hpacell.feed.verify.verify_store': ('feed.verify.html#verify_store', 'hpacell/feed/verify.py')},
             'hpacell.feed.writer': { 'hpacell.feed.writer.DamagedPartError': ( 'feed.writer.html#damagedparterror',
                                                                                'hpacell/feed/writer.py'),
