@@ -80,7 +80,7 @@ def check_whole(work: Path) -> None:
 class Pairs:
     """Inputs, a folder to work in, and what commands leave one after the other."""
 
-    def __init__(self, folder: Path, runner: Runner, learned: bool = False, n_fields: int = 4):
+    def __init__(self, folder: Path, runner: Runner, learned: bool = False, n_fields: int = 6):
         from hpacell.fields.simulate import simulate_fields
 
         self.folder, self.runner, self.known = folder, runner, {}

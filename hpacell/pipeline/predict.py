@@ -293,7 +293,7 @@ _TABLES = ("cells.parquet", "submission.csv", "quarantine.csv")
 def _unrecorded_results(out: Path) -> list[str]:
     """What a prediction of a version that kept no record has left."""
     if (out / RECORD_NAME).exists() or not (out / "cells.parquet").exists():
-        return []
+        return list(_TABLES)  # these names are the command's own
     try:
         store = read_store(out / "store")
         ids = [*store.fields["field_id"], *store.quarantine["field_id"], *read_table(out / "cells.parquet")["field_id"]]
