@@ -41,7 +41,7 @@ def own_folder(folder: str | Path, name: str = LOCK_NAME, nested: bool = False) 
         Local folder, made if missing. Links and other spellings of the path lead to the same lock.
     name : str
         Name of the lock's file in the folder, which stays there, empty. Locks of two names know nothing of each other.
-        Where nothing was written beside it, the file goes again, and so does a folder that was made for it; after an
+        Where nothing was written beside it, the file goes again, and so do folders that were made for it; after an
         error a file that was not there before goes in any case.
     nested : bool
         Whether functions that are called inside the block, in the same thread, may own the folder as well.
@@ -90,10 +90,10 @@ def own_folder(folder: str | Path, name: str = LOCK_NAME, nested: bool = False) 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-def _acquire(folder: Path, name: str) -> tuple[filelock.BaseFileLock | None, bool]:
-    """The lock, or None on a disk that has none, which is said; and whether the folder was made for it."""
+def _acquire(folder: Path, name: str) -> tuple[filelock.BaseFileLock | None, list[Path]]:
+    """The lock, or None on a disk that has none, which is said; and the folders that were made for it, the inner one first."""
     for attempt in range(5):
-        made = not folder.exists()
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(folder / name, fallback_to_soft=False)
@@ -116,16 +116,16 @@ def _acquire(folder: Path, name: str) -> tuple[filelock.BaseFileLock | None, boo
             return None, made
 
 
-def _leave(folder: Path, name: str, made: bool, keep: bool) -> None:
-    """Empty the lock's file, or take it away: where nothing else was written, with a folder that was made for it, too."""
+def _leave(folder: Path, name: str, made: list[Path], keep: bool) -> None:
+    """Empty the lock's file, or take it away: where nothing else was written, with the folders that were made for it, too."""
     with suppress(OSError):
         is_alone = os.listdir(folder) == [name]
         if keep and not is_alone:
             os.truncate(folder / name, 0)
             return
         (folder / name).unlink()
-        if made and is_alone:
-            folder.rmdir()
+        for path in made if is_alone else ():
+            path.rmdir()
 
 # %% ../nbs/05_locks.ipynb #668581a5
 def _describe_process() -> str:

@@ -46,6 +46,9 @@ def test_a_lock_says_who_and_leaves_nothing(tmp_path):
             pass
         assert (folder / ".lock").read_text()
     assert not folder.exists()  # nothing was written
+    with own_folder(tmp_path / "a" / "b" / "out"):
+        pass
+    assert not (tmp_path / "a").exists()
     with own_folder(folder):
         (folder / "result").touch()
     assert (folder / ".lock").read_bytes() == b""

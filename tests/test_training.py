@@ -137,7 +137,7 @@ def test_a_killed_training_is_no_classifier(store, tmp_path):
     former = load_classifier(saved(tmp_path / "again"))
     assert subprocess.run([sys.executable, "-c", KILLED, store.folder, str(tmp_path / "again")], capture_output=True).returncode == -signal.SIGKILL
     left = sorted(os.listdir(tmp_path / "again"))
-    assert left == ["best.weights.h5", "card.json", "log.csv", "model.weights.h5", "state-1.weights.h5", "state.json", "tensorboard", "unfinished.json"]
+    assert left == [".lock", "best.weights.h5", "card.json", "log.csv", "model.weights.h5", "state-1.weights.h5", "state.json", "tensorboard", "unfinished.json"]
     with pytest.raises(FileNotFoundError, match="a training that was stopped before its end: train again .* or delete unfinished.json"):
         load_classifier(tmp_path / "again")
     fresh = tmp_path / "run" / "model"  # the same kill where nothing lay before
