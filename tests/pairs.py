@@ -42,7 +42,7 @@ LEARNED = {
     "predict": "predict {given}/fields --model {given}/model --out {work}/found --workers 1 --overlays 2",
     "predict some": "predict {given}/some --model {given}/model --out {work}/found --workers 1 --overlays 0",
     "explore": "explore {given}/some --runs {work}/runs",
-    "run": "run explore --runs {work}/runs -p fields={given}/some -p n_examples=1",
+    "run": "run {given}/explore.yaml --runs {work}/runs",
 }
 SHARING = [  # commands that meet in a folder
     ["extract", "extract some", "extract zstd", "verify", "repair", "export tar", "export png"],
@@ -94,6 +94,7 @@ class Pairs:
         self.given_of_export("tar", "webdataset")
         self.given_of_export("png", "png")
         (self.given / "submission.csv").write_text("ID,ImageWidth,ImageHeight,PredictionString\n")
+        (self.given / "explore.yaml").write_text(f"workflows:\n  explore:\n    fields: {self.given}/some\n    n_examples: 1\n")
         if learned:
             words = ["extract", self.given / "fields", "--labels", self.given / "fields" / "labels.csv", "--out", self.given / "store", "--size", 16, "--workers", 1]
             check(runner.run(*words).wait() == 0, "no store to learn from")
