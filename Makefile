@@ -42,8 +42,9 @@ test-all: env  ## the slow tests too
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m ''
 
 .PHONY: torture
-torture: env  ## kills, damage, full disks and more, on real processes: a quarter of an hour
+torture: env  ## kills, damage, full disks, two commands at once and more, on real processes: half an hour
 	$(BIN)/python tests/torture.py
+	$(BIN)/python tests/pairs.py
 
 .PHONY: lab
 lab: env  ## JupyterLab on the notebooks

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .arguments import make_parser
-from .options import reading_of, runs_folder_of, scale_of, workers_of
+from .options import owned_folder, reading_of, runs_folder_of, scale_of, workers_of
 from .vocabulary import count_of
 
 # %% ../nbs/99_cli.ipynb #1405dc93
@@ -381,7 +381,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
     try:
-        return COMMANDS[parsed.command](parsed)
+        with owned_folder(parsed):
+            return COMMANDS[parsed.command](parsed)
     except Exception as error:
         if os.environ.get("HPACELL_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()

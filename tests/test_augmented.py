@@ -122,13 +122,13 @@ def test_killed_half_way_it_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(augmented, "write_png", until_killed)
     with pytest.raises(KeyboardInterrupt):
         write_augmented(images, out, 6, CHANGES)
-    partial = tmp_path / "out.unfinished"
+    partial = tmp_path / "out.partial" / "result"
     assert not out.exists() and len(list(partial.glob("*.png"))) == 7, "nothing looks finished"
     (partial / ".lung_augmented_0_00003.png.00.tmp").write_bytes(b"half")
     written.clear()
     monkeypatch.setattr(augmented, "write_png", lambda path, array: written.append(path) or write_png(path, array))
     assert [one.image_id for one in write_augmented(images, out, 6, CHANGES)] == [one.image_id for one in whole]
-    assert len(written) == 6 and not partial.exists(), "three images were there with their masks"
+    assert len(written) == 6 and not partial.parent.exists(), "three images were there with their masks"
     assert content(out) == content(tmp_path / "whole")
     written.clear()
     write_augmented(images, out, 6, CHANGES)
@@ -145,20 +145,21 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert content(out) == before
     with pytest.raises(ValueError, match="got one that holds files: choose another"):
         write_augmented(images, tmp_path / "in", 3, CHANGES)
-    (tmp_path / "new.unfinished").mkdir()
-    (tmp_path / "new.unfinished" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="got a folder of something else: rename it"):
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="got something else: move it away"):
         write_augmented(images, tmp_path / "new", 3, CHANGES)
-    assert (tmp_path / "new.unfinished" / "thesis.txt").exists()
+    assert (tmp_path / "new.partial" / "thesis.txt").exists()
 
 
 def test_stopped_with_other_settings_it_begins_anew(tmp_path):
-    images, partial = make_images(tmp_path / "in"), tmp_path / "out.unfinished"
-    partial.mkdir()
+    images, partial = make_images(tmp_path / "in"), tmp_path / "out.partial" / "result"
+    partial.mkdir(parents=True)
+    (partial.parent / ".building.lock").touch()
     (partial / "augmented.json").write_text(json.dumps({"seed": 9}))
     write_png(partial / "lung_augmented_9_00000.png", np.zeros((9, 9), np.uint8))
     made = write_augmented(images, tmp_path / "out", 2, CHANGES)
-    assert len(list((tmp_path / "out").glob("*.png"))) == 2 * len(made) and not partial.exists()
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2 * len(made) and not partial.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Exports, read with the tools of the worlds they are for, equal the store bit for bit; whole or absent."""
 
 import errno
-import fcntl
 import gc
 import glob
 import json
@@ -27,6 +26,7 @@ from hpacell.feed.export import EXPORT_FORMATS, export_store
 from hpacell.feed.store import CropStore
 from hpacell.fields.find import find_fields
 from hpacell.fields.read import read_field
+from hpacell.locks import FolderInUse, build_beside
 
 CHANNELS = ("microtubules", "protein", "nucleus", "er")
 FIELDS = ("plain", "with.dots.v2", "größe µm 細胞", "mask", "a_1", "a")
@@ -263,12 +263,10 @@ def test_a_full_disk(tmp_path, to):
 
 def test_one_export_at_a_time(tmp_path):
     store = make_store()
-    (tmp_path / "out.partial").mkdir()
-    with open(tmp_path / "out.partial" / export_module._LOCK_NAME, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="got another that is running"):
-            export_store(store, tmp_path / "out", "png")
-    check(store, export_store(store, tmp_path / "out", "png"), "png")  # what a killed one left is cleared
+    with build_beside(tmp_path / "out", lambda out: None) as building, pytest.raises(FolderInUse, match="got another process that does .process"):
+        (building / "crops.tar").touch()
+        export_store(store, tmp_path / "out", "png")
+    assert sorted(os.listdir(tmp_path / "out")) == ["crops.tar"]
 
 
 SLOW_EXPORT = """

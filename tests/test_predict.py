@@ -16,8 +16,9 @@ from hpacell.fields.simulate import simulate_fields
 from hpacell.models.card import save_classifier
 from hpacell.models.evaluation import activation_maps
 from hpacell.models.zoo import make_classifier
+from hpacell.pipeline.cell_maps import LIKELY, map_cells, surest_cells
 from hpacell.pipeline.extract import ExtractSettings
-from hpacell.pipeline.predict import LIKELY, map_cells, predict_fields, surest_cells
+from hpacell.pipeline.predict import predict_fields
 from hpacell.vocabulary import CHANNELS, LOCATIONS, LOCATIONS_2018
 
 PARAMETERS = {"filters": [4], "kernels": [3], "units": 0}

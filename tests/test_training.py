@@ -72,7 +72,7 @@ def test_it_learns_and_repeats(store, tmp_path):
     assert not set(fields["test"]) & (set(fields["train"]) | set(fields["valid"]))
     assert card["scores"]["average_precision"] == pytest.approx(best["macro_average_precision"])
     assert load_classifier(tmp_path / "a").card == card  # noting the scores left the weights alone
-    assert sorted(os.listdir(tmp_path / "a")) == ["card.json", "log.csv", "model.weights.h5", "tensorboard", "test_cells.parquet"]
+    assert sorted(os.listdir(tmp_path / "a")) == [".lock", "card.json", "log.csv", "model.weights.h5", "tensorboard", "test_cells.parquet"]
     assert str(found).endswith("Intervals from 6 fields are rough: label more fields, so that 10 or more are kept for the scores.")
     assert len(pd.read_csv(tmp_path / "a" / "log.csv")) <= SETTINGS.epochs
 
@@ -137,7 +137,7 @@ def test_a_killed_training_is_no_classifier(store, tmp_path):
     former = load_classifier(saved(tmp_path / "again"))
     assert subprocess.run([sys.executable, "-c", KILLED, store.folder, str(tmp_path / "again")], capture_output=True).returncode == -signal.SIGKILL
     left = sorted(os.listdir(tmp_path / "again"))
-    assert left == ["best.weights.h5", "card.json", "log.csv", "model.weights.h5", "state-1.weights.h5", "state.json", "tensorboard", "unfinished.json"]
+    assert left == [".lock", "best.weights.h5", "card.json", "log.csv", "model.weights.h5", "state-1.weights.h5", "state.json", "tensorboard", "unfinished.json"]
     with pytest.raises(FileNotFoundError, match="a training that was stopped before its end: train again .* or delete unfinished.json"):
         load_classifier(tmp_path / "again")
     fresh = tmp_path / "run" / "model"  # the same kill where nothing lay before
@@ -202,7 +202,7 @@ def test_a_training_goes_on_as_if_nothing_had_happened(store, tmp_path, monkeypa
     pd.testing.assert_frame_equal(*logs)
     cards = [{name: value for name, value in trained.card.items() if name not in ("seconds", "weights_blake2b")} for trained in (unbroken, resumed)]
     assert cards[0] == cards[1]  # a file of weights also holds when it was written
-    assert sorted(os.listdir(tmp_path / "stopped")) == ["card.json", "log.csv", "model.weights.h5", "tensorboard"]
+    assert sorted(os.listdir(tmp_path / "stopped")) == [".lock", "card.json", "log.csv", "model.weights.h5", "tensorboard"]
 
 
 def test_predictions_are_the_answers_that_were_scored(store, tmp_path):

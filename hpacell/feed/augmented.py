@@ -6,7 +6,6 @@
 __all__ = ['CARD', 'write_augmented']
 
 # %% ../../nbs/59_feed.augmented.ipynb #04e24368
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from ..fields.intensity import intensity_range, to_channels
 from ..fields.picture import write_png
 from ..fields.tiles import OPEN
 from ..files import check_local, fingerprint, read_json, write_json
+from ..locks import build_beside, is_empty
 from ..masks.labelled import LabelFile, LabelledImage
 from ..memory import free_memory
 from ..progress import progress
@@ -188,16 +188,17 @@ def write_augmented(
         "ids": [_name(images[place].kind, seed, number) for number, place in enumerate(sources)],
         "kinds": [images[place].kind for place in sources], "sources": [images[place].image_id for place in sources],
     }  # fmt: skip
-    partial = _prepare(folder, card)
-    if partial is not None:
-        kinds = np.unique([image.kind for image in images], return_inverse=True)[1]
-        for number in progress(range(n_images), description="augment", unit="image"):
-            place, beside = _places(partial, card["ids"][number], regions)
-            if not (place.is_file() and beside.is_file()):
-                image, labels = _make_image(slides, kinds, augmenter, sources[number], seed, number, size)
-                write_png(beside, labels.astype(np.uint8) if regions else labels)
-                write_png(place, image if image.shape[2] == 3 else image[..., 0])
-        _finish(partial, folder, card)
+    if not _holds(folder, card):
+        with build_beside(folder, _check_new, keep=True) as partial:
+            _prepare(partial, card)
+            kinds = np.unique([image.kind for image in images], return_inverse=True)[1]
+            for number in progress(range(n_images), description="augment", unit="image"):
+                place, beside = _places(partial, card["ids"][number], regions)
+                if not (place.is_file() and beside.is_file()):
+                    image, labels = _make_image(slides, kinds, augmenter, sources[number], seed, number, size)
+                    write_png(beside, labels.astype(np.uint8) if regions else labels)
+                    write_png(place, image if image.shape[2] == 3 else image[..., 0])
+            _finish(partial, card)
     return _find(folder, card)
 
 # %% ../../nbs/59_feed.augmented.ipynb #ae67ab56
@@ -206,30 +207,35 @@ def _name(kind: str, seed: int, number: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9]+', '-', kind).strip('-') or 'image'}_augmented_{seed}_{number:05d}"
 
 
-def _prepare(folder: Path, card: Mapping) -> Path | None:
-    """The folder to write into, with what a stopped call has left of the same; None where all is there."""
-    if (folder / CARD).is_file():
-        held = read_json(folder / CARD)
-        if held == card and all(path.is_file() for image_id in card["ids"] for path in _places(folder, image_id, card["regions"])):
-            return None
-        other = next((name for name in card if held.get(name) != card[name]), "files")
-        raise ValueError(f"{folder}: expected images made from the same images in the same way, got others ({other} differs): choose another folder, or delete this one")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _holds(folder: Path, card: Mapping) -> bool:
+    """Whether a folder holds just these images; an error where it holds others."""
+    if not (folder / CARD).is_file():
+        return False
+    held = read_json(folder / CARD)
+    if held == card and all(path.is_file() for image_id in card["ids"] for path in _places(folder, image_id, card["regions"])):
+        return True
+    other = next((name for name in card if held.get(name) != card[name]), "files")
+    raise ValueError(f"{folder}: expected images made from the same images in the same way, got others ({other} differs): choose another folder, or delete this one")
+
+
+def _check_new(folder: Path) -> None:
+    """Nothing is ever replaced."""
+    if folder.exists() and not is_empty(folder):
         raise ValueError(f"{folder}: expected a new folder to write into, got one that holds files: choose another, or remove it")
-    partial = folder.with_name(f"{folder.name}.unfinished")
-    if (partial / CARD).is_file() and read_json(partial / CARD) != card:
+
+
+def _prepare(partial: Path, card: Mapping) -> None:
+    """What a stopped call has left stays if it is of the same; if not, it goes."""
+    if not (partial / CARD).is_file() or read_json(partial / CARD) != card:
         shutil.rmtree(partial)
-    elif partial.exists() and not (partial / CARD).is_file() and any(partial.iterdir()):
-        raise ValueError(f"{partial}: expected what a stopped call has left, or nothing, got a folder of something else: rename it")
-    partial.mkdir(parents=True, exist_ok=True)
-    write_json(partial / CARD, card)
+        partial.mkdir()
+        write_json(partial / CARD, card)
     for path in _places(partial, "", card["regions"]):
         path.parent.mkdir(exist_ok=True)
-    return partial
 
 
-def _finish(partial: Path, folder: Path, card: Mapping) -> None:
-    """Give the folder its name, without what kills have left of single files."""
+def _finish(partial: Path, card: Mapping) -> None:
+    """Take away what kills have left of single files; a table of the kinds of cells."""
     whole = {partial / CARD, *(path for image_id in card["ids"] for path in _places(partial, image_id, card["regions"]))}
     for path in partial.rglob("*"):
         if path.is_file() and path not in whole:
@@ -238,6 +244,3 @@ def _finish(partial: Path, folder: Path, card: Mapping) -> None:
         import pandas as pd
 
         pd.DataFrame({"image_id": card["ids"], "kind": card["kinds"]}).to_csv(partial / "index.csv", index=False)
-    if folder.exists():
-        folder.rmdir()
-    os.replace(partial, folder)

@@ -8,17 +8,14 @@ __all__ = ['SHARD_BYTES', 'FOLDER_FILES', 'EXPORT_FORMATS', 'export_store']
 # %% ../../nbs/56_feed.export.ipynb #28bfd57e
 import csv
 import errno
-import fcntl
 import importlib
 import io
 import json
 import os
-import shutil
 import tarfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,6 +27,7 @@ import pandas as pd
 from .choice import choose_rows
 from .store import CropStore
 from ..files import check_local, fingerprint, write_json, write_table
+from ..locks import build_beside, is_empty
 from ..progress import progress
 from ..vocabulary import check_known
 
@@ -79,42 +77,12 @@ def _choose(store: CropStore, query: str | None) -> _Chosen:
     return _Chosen(store, rows, table)
 
 # %% ../../nbs/56_feed.export.ipynb #1c9c817c
-_LOCK_NAME = ".hpacell-export"
-
-
 def _check_new(out: Path) -> None:
     """Nothing is ever replaced, and the place can be renamed to."""
     if os.path.ismount(out):
         raise ValueError(f"expected a folder that can be made anew, got {out}, where a disk is mounted: choose a new folder inside it")
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
+    if out.exists() and not is_empty(out):
         raise ValueError(f"expected a new or an empty folder for the export, got {out}, which is there: remove it or choose another")
-
-
-@contextmanager
-def _built_beside(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when the block ends well, and is removed when it does not."""
-    building = Path(f"{out}.partial")
-    if building.exists() and not (building / _LOCK_NAME).exists():
-        raise ValueError(f"expected nothing at {building}, where the export is built, got something else: move it away")
-    building.mkdir(parents=True, exist_ok=True)
-    with open(building / _LOCK_NAME, "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"expected one export to {out}, got another that is running: wait for it, or choose another folder") from None
-        try:
-            shutil.rmtree(building / "result", ignore_errors=True)
-            (building / "result").mkdir()
-            yield building / "result"
-            os.sync()  # a name must not outlive, in a power cut, what it names
-            _check_new(out)
-            if out.is_dir():
-                out.rmdir()
-            os.rename(building / "result", out)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
 
 # %% ../../nbs/56_feed.export.ipynb #fdb9c79c
 def _is_full(error: BaseException | None) -> bool:
@@ -365,7 +333,7 @@ def export_store(store: CropStore, out: str | Path, to: str, query: str | None =
     _check_new(out)
     chosen = _choose(store, query)
     try:
-        with _built_beside(out) as folder:
+        with build_beside(out, _check_new) as folder:
             EXPORT_FORMATS[to](chosen, folder)
             write_table(folder / "index.parquet", chosen.table)
             about = {"format": to, "n_crops": len(chosen.rows), "crop_shape": store.shape, "channels": store.channels}

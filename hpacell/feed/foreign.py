@@ -9,6 +9,7 @@ __all__ = ['import_crops', 'import_boxes']
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..cells.crops import crop_cells
 from ..cells.windows import cut_windows, outside_of, read_boxes, window_sides
 from .choice import check_whole, label_locations
 from .crop_sources import COLOUR_CHANNELS, CropArray, CropImages, find_crop_array, open_crop_array, report_misfits, sample_crops
+from .exported import ExportedCrops, open_export
 from .parts import to_rows
 from .rows import describe_array, describe_crops
 from .store import ORIGIN_NAME, CropStore, check_target, read_manifest
@@ -27,6 +29,7 @@ from ..fields.depth import IntensityScale
 from ..fields.find import survey_fields
 from ..fields.read import FieldError, Reading
 from ..files import check_local, fingerprint, join_path, path_exists, read_json
+from ..locks import own_folder
 from ..progress import progress
 from ..tables import read_names
 from ..vocabulary import LOCATIONS, LOCATIONS_2018, format_labels
@@ -141,7 +144,7 @@ def import_crops(
     Parameters
     ----------
     folder : path or str
-        Folder of pictures or CSV of their paths, see `hpacell.fields.find.find_fields`; or an array `.npy`
+        An export of `hpacell.feed.export.export_store`, of any format; folder of pictures or CSV of their paths, see `hpacell.fields.find.find_fields`; or an array `.npy`
         (N, h, w, C) of whole or real numbers, or a folder with one.
     out : path or str
         Local folder of the store. A store that an import made there before is replaced.
@@ -182,7 +185,24 @@ def import_crops(
     _check_out(out)
     if size is not None and not 1 <= size <= 4096:
         raise ValueError(f"expected a crop size from 1 to 4096 pixels, got {size}: choose one in between")
-    source, frame = _open_source(folder, None if labels is None else str(labels), pattern, channels, reading, _former_scale(out, intensity_scale))
+    labels = None if labels is None else str(labels)
+    exported = open_export(folder)
+    given = [labels, pattern, channels, size, reading if reading != Reading() else None, intensity_scale if intensity_scale != IntensityScale() else None]
+    is_plain = all(value is None for value in given)
+    if exported is not None and exported.format == "png" and not (is_plain and exported.is_as_written()):
+        exported = None  # pictures and labels.csv, as of anybody
+    if exported is not None and not is_plain:
+        raise ValueError(f"{folder}: expected no labels, pattern, channels, size, axes, scene, z, bits or range for an export as {exported.format}, which names its own, got some: leave them out, or export as png")
+    with own_folder(out, nested=True):
+        _check_out(out)
+        if exported is not None:
+            return _import_export(exported, out)
+        return _import_crops(folder, out, labels, pattern, channels, size, reading, intensity_scale)
+
+# %% ../../nbs/57_feed.foreign.ipynb #c4f86348
+def _import_crops(folder: str, out: Path, labels: str | None, pattern: str | None, channels, size: int | None, reading: Reading | None, scale: IntensityScale | None) -> CropStore:  # fmt: skip
+    """Make a store, which nobody else writes, of pictures or an array."""
+    source, frame = _open_source(folder, labels, pattern, channels, reading, _former_scale(out, scale))
     size = size or source.side
     fields = frame.groupby("field_id", sort=False)
     about = {"made_by": _MADE_BY, "size": size} | _tell_scale(source)
@@ -190,6 +210,24 @@ def import_crops(
         for _, rows in progress(fields, fields.ngroups, "import"):
             _put_field(writer, source, rows, size)
         report_misfits(source)
+        return writer.finish()
+
+
+def _import_export(exported: ExportedCrops, out: Path) -> CropStore:
+    """Make a store, which nobody else writes, of an export: its rows and its pixels as they are."""
+    about, index = {"made_by": _MADE_BY, "size": exported.shape[0]}, exported.index.reset_index(drop=True)
+    if "crop_id" not in index:
+        index.insert(0, "crop_id", index["field_id"].astype("str") + "_" + index["cell_id"].astype("str"))
+    blocks = (index["field_id"] != index["field_id"].shift()).cumsum()
+    crops = exported.crops()
+    with StoreWriter(out, exported.shape, exported.channels, about, verify=True) as writer:
+        for _, rows in progress(index.groupby(blocks, sort=False), int(blocks.max()) if len(blocks) else 0, "import"):
+            pixels = np.stack(list(islice(crops, len(rows))))
+            found = {label for text in rows["labels"] for label in text.split("|") if label}
+            labels = [name for name in dict.fromkeys((*LOCATIONS, *LOCATIONS_2018, *sorted(found))) if name in found]
+            field = {"field_id": str(rows["field_id"].iloc[0]), "labels": "|".join(labels), "height": None, "width": None, "pixel_um": None, "notes": ""}
+            _put(writer, field, rows.reset_index(drop=True), pixels)
+        next(crops, None)  # more crops than rows are an error, too
         return writer.finish()
 
 # %% ../../nbs/57_feed.foreign.ipynb #ce5f6236
@@ -299,13 +337,15 @@ def import_boxes(
     _check_out(out)
     check_whole("size", size, 1)
     good, bad = _group_boxes(path, classes, {"scale": scale, "window": window, "margin": margin})
-    found, names = _find_boxed(str(images), pattern, channels, set(good["field_id"]), reading, _former_scale(out, intensity_scale))
-    numbers = {name: number for number, name in enumerate(found.names)}
-    cut = {"size": size, "clear_outside": clear_outside}
-    shown = {"window": int(good["window"].iloc[0])} if scale == "fixed" else {"margin": margin}
-    with StoreWriter(out, (size, size, len(names)), names, {"made_by": _MADE_BY, "scale": scale} | cut | shown | _tell_scale(found), verify=True) as writer:
-        _put_bad(writer, bad, bad["problem"], path)
-        for field_id, rows in progress(good.groupby("field_id"), good["field_id"].nunique(), "import"):
-            _put_image(writer, found, numbers.get(field_id), rows, cut, path)
-        report_misfits(found, "image")
-        return writer.finish()
+    with own_folder(out, nested=True):
+        _check_out(out)
+        found, names = _find_boxed(str(images), pattern, channels, set(good["field_id"]), reading, _former_scale(out, intensity_scale))
+        numbers = {name: number for number, name in enumerate(found.names)}
+        cut = {"size": size, "clear_outside": clear_outside}
+        shown = {"window": int(good["window"].iloc[0])} if scale == "fixed" else {"margin": margin}
+        with StoreWriter(out, (size, size, len(names)), names, {"made_by": _MADE_BY, "scale": scale} | cut | shown | _tell_scale(found), verify=True) as writer:
+            _put_bad(writer, bad, bad["problem"], path)
+            for field_id, rows in progress(good.groupby("field_id"), good["field_id"].nunique(), "import"):
+                _put_image(writer, found, numbers.get(field_id), rows, cut, path)
+            report_misfits(found, "image")
+            return writer.finish()

@@ -8,6 +8,7 @@ __all__ = ['VerifyReport', 'verify_store']
 # %% ../../nbs/59_feed.verify.ipynb #f028e868
 import os
 import tempfile
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .parts import read_part, whole_fields
 from .shards import file_checksum
 from .store import MANIFEST_NAME, ORIGIN_NAME, OWN_NAMES, QUARANTINE_NAME, SIGNATURES_NAME, is_store_file, manifest_files, read_manifest, read_store
 from ..files import fingerprint, is_remote, read_json
+from ..locks import own_folder
 from ..progress import progress
 from ..vocabulary import count_of
 
@@ -75,12 +77,22 @@ def verify_store(folder: str | Path) -> VerifyReport:
     ------
     FileNotFoundError
         There is no store.
+    ValueError
+        Another process writes there.
     """
     if is_remote(folder):
         return _verify_remote(str(folder).rstrip("/"))
     folder = Path(folder)
     if not (folder / MANIFEST_NAME).exists() and not (folder / ORIGIN_NAME).exists() and not (folder / "shards").is_dir():
         raise FileNotFoundError(f"expected a crop store, got {folder} without {MANIFEST_NAME}: check the path, or make one with hpacell extract")
+    with ExitStack() as stack:
+        with suppress(OSError):  # on a disk that cannot be written nobody changes it
+            stack.enter_context(own_folder(folder))
+        return _verify(folder)
+
+
+def _verify(folder: Path) -> VerifyReport:
+    """Check a store that does not change meanwhile."""
     problems: list[tuple[str, str]] = []
     try:
         manifest = read_manifest(folder)

@@ -11,10 +11,9 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -25,6 +24,7 @@ from .parts import Part, damage, field_is_whole, read_parts, read_rows, to_rows,
 from .shards import COMPRESSIONS, checksum, describe_file, file_checksum
 from .store import FORMAT_VERSION, LOCK_NAME, MANIFEST_NAME, ORIGIN_NAME, QUARANTINE_NAME, CropStore, check_target, manifest_checksum, manifest_files, read_manifest, read_store, remove_others  # fmt: skip
 from ..files import fingerprint, write_atomic, write_json, write_table
+from ..locks import own_folder
 
 # %% ../../nbs/51_feed.writer.ipynb #816f08e0
 SHARD_BYTES = 256 * 2**20
@@ -79,24 +79,16 @@ class StoreWriter:
         self.parameters, self.compression, self.origin, self._verify = parameters, compression, origin, verify
 
     def __enter__(self) -> "StoreWriter":
-        (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-        self._lock = filelock.FileLock(self.folder / LOCK_NAME)
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise ValueError(
-                f"expected to be the only one who writes {self.folder}, got another process that does: wait until it has ended, or choose another folder"
-            ) from None
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(own_folder(self.folder, LOCK_NAME))
+            (self.folder / "shards").mkdir(exist_ok=True)
             self._take_stock()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
         self._open.close()
-        self._lock.release()
+        self._lock.close()
 
     def _take_stock(self) -> None:
         """Find the fields that are there."""

@@ -9,10 +9,8 @@ __all__ = ['PROBLEMS_NAME', 'IMAGES_NAME', 'LABEL_SUFFIXES', 'WRITTEN', 'Written
 import csv
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from ..fields.find import check_field_id
 from ..fields.image import FieldError
 from ..fields.picture import write_png
 from ..files import check_local, read_bytes, write_atomic, write_table
+from ..locks import build_beside, is_empty, own_folder
 from .boxes import find_boxes
 from .coco import write_coco
 from .labelled import LabelledImage
@@ -256,21 +255,12 @@ def _to_ctc(good: Iterable[tuple[LabelledImage, np.ndarray]], out: Path, written
     write_table(out / "frames.csv", pd.DataFrame(frames, columns=["image_id", "frame"]))
 
 # %% ../../nbs/32_masks.writers.ipynb #1490fb52
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder that gets the name `out` only when the block ends without an error."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+def _check_new(out: Path) -> None:
+    """Nothing is ever replaced."""
+    if out.is_file():
+        raise ValueError(f"expected a new file or folder, got {out}, which is there: choose another, or remove it")
+    if out.exists() and not is_empty(out):
         raise ValueError(f"expected a new folder to write into, got {out}, which holds files: choose another, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    partial.mkdir()
-    try:
-        yield partial
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 # %% ../../nbs/32_masks.writers.ipynb #084cc931
 _FOLDERS: dict[str, Callable] = {"labels": _to_labels, "dsb2018": _to_dsb2018, "ctc": _to_ctc}
@@ -342,27 +332,28 @@ def write_labelled(
     if layout not in WRITTEN:
         raise ValueError(f"expected a layout among {', '.join(WRITTEN)}, got {layout!r}: choose one of them")
     out = check_local(out, "labelled images")
-    if out.is_file():
-        raise ValueError(f"expected a new file or folder, got {out}, which is there: choose another, or remove it")
+    _check_new(out)
     written = WrittenImages(str(out), problems=list(problems))
     good = _read_good(images, written, _MOST.get(layout))
     if layout not in _FILES or out.suffix.lower() != _FILES[layout][0]:
-        with _whole_folder(out) as folder:
+        with build_beside(out, _check_new) as folder:
             _write_into(good, folder, layout, written, category, strict)
         return written
-    checked = _some(good, written, strict)
-    if layout == "coco":
-        _to_coco(checked, out, None, category)
-    else:
-        _to_rows(checked, out, None)
-    beside = out.with_name(f"{out.name}.{PROBLEMS_NAME}")
-    beside.unlink(missing_ok=True)
-    if written.problems:
-        write_table(beside, pd.DataFrame(written.problems, columns=["image_id", "where", "reason"]))
+    with own_folder(f"{out}.partial"):
+        _check_new(out)
+        beside = out.with_name(f"{out.name}.{PROBLEMS_NAME}")
+        beside.unlink(missing_ok=True)  # of a file that is not there any more
+        checked = _some(good, written, strict, beside)
+        if layout == "coco":
+            _to_coco(checked, out, None, category)
+        else:
+            _to_rows(checked, out, None)
     return written
 
 
-def _some(good: Iterable[tuple[LabelledImage, np.ndarray]], written: WrittenImages, strict: bool) -> Iterator[tuple[LabelledImage, np.ndarray]]:
-    """The same images; an error in the end, before the file gets its name, if there were none."""
+def _some(good: Iterable[tuple[LabelledImage, np.ndarray]], written: WrittenImages, strict: bool, beside: Path) -> Iterator[tuple[LabelledImage, np.ndarray]]:
+    """The same images; in the end, before the file gets its name, an error if there were none, and the list of problems."""
     yield from good
     _check_any(written, strict)
+    if written.problems:
+        write_table(beside, pd.DataFrame(written.problems, columns=["image_id", "where", "reason"]))

@@ -16,7 +16,8 @@ from keras import ops
 
 from ..feed.choice import target_array
 from ..feed.store import CropStore
-from ..files import write_json, write_table
+from ..files import read_json, write_json, write_table
+from ..locks import own_folder
 from ..metrics.calibration import expected_calibration_error
 from ..metrics.bootstrap import MIN_GROUPS, N_DRAWS
 from ..metrics.gaps import count_sides, describe_gaps, find_gaps
@@ -24,7 +25,7 @@ from ..metrics.locations import describe_against_chance, describe_score_interval
 from ..metrics.truth import true_labels
 from .blocks import keras, layers
 from .card import TrainedClassifier
-from .places import CARD_NAME
+from .places import CARD_NAME, UNFINISHED_NAME, look_for_model
 from .weak import FieldModel, join_fields
 
 # %% ../../nbs/69_models.evaluation.ipynb #7f6c8af7
@@ -156,8 +157,28 @@ def evaluate_classifier(
     Raises
     ------
     ValueError
-        The store is not the one that the classifier was trained on, or has none of the test fields.
+        The store is not the one that the classifier was trained on, or has none of the test fields; or another training
+        has, or had, the folder meanwhile.
     """
+    with own_folder(classifier.folder):
+        _check_still_there(classifier)
+        evaluation, cells, answers = _evaluate(classifier, store, truth, threshold, n_bootstrap)
+        _keep(classifier, cells, answers)
+        write_json(Path(classifier.folder) / CARD_NAME, {**classifier.card, "scores": evaluation.metrics()})
+    return evaluation
+
+
+def _check_still_there(classifier: TrainedClassifier) -> None:
+    """An error where another training has taken the folder: its card must not get these scores."""
+    place = look_for_model(classifier.folder)
+    if UNFINISHED_NAME in place.there or CARD_NAME in place.there and read_json(place.folder / CARD_NAME).get("weights_blake2b") != classifier.card["weights_blake2b"]:
+        raise ValueError(f"expected the classifier that is to be scored in {classifier.folder}, got another training there: train into a folder of its own")
+
+# %% ../../nbs/69_models.evaluation.ipynb #7597b309
+def _evaluate(
+    classifier: TrainedClassifier, store: CropStore, truth: str | Path | None, threshold: float, n_bootstrap: int
+) -> tuple[Evaluation, pd.DataFrame, np.ndarray]:
+    """Scores, the test cells and the answers for them."""
     cells, rows = _test_cells(classifier, store)
     alone = np.concatenate([classifier.predict(store.crops(rows[i : i + 1024])) for i in range(0, len(rows), 1024)])
     answers, ids = join_fields(classifier.card, alone, cells["field_id"]), cells["field_id"]
@@ -186,9 +207,7 @@ def evaluate_classifier(
     evaluation = Evaluation(tables, summaries, int(ids.nunique()), len(cells), notes, calibration, left_out)
     if classifier.card.get("labels") == "cells":  # their own labels are the truth
         cells["true_labels"] = cells["labels"]
-    _keep(classifier, cells, answers)
-    write_json(Path(classifier.folder) / CARD_NAME, {**classifier.card, "scores": evaluation.metrics()})
-    return evaluation
+    return evaluation, cells, answers
 
 # %% ../../nbs/69_models.evaluation.ipynb #aec69374
 def _left_out(classifier: TrainedClassifier, store: CropStore) -> tuple[dict, ...]:

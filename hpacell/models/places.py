@@ -131,7 +131,7 @@ def read_card(folder: Path, kind: str, keys: Sequence[str]) -> dict:
 
 # %% ../../nbs/60_models.places.ipynb #6f9d9a08
 MARKS = (UNFINISHED_NAME, STATE_NAME, CHECKPOINT_NAME, "state-*.weights.h5", "partial.*")
-RECORDS = ("log.csv", "tensorboard")
+RECORDS = ("log.csv", "tensorboard", "scores.csv", "split.csv", "problems.csv", "test_cells.parquet")  # beside weights and card
 
 # %% ../../nbs/60_models.places.ipynb #85fe4fae
 def clear_training(folder: Path, patterns: Sequence[str] = (*MARKS, *RECORDS)) -> None:
@@ -154,14 +154,18 @@ def mark_training(folder: Path, job: Mapping) -> None:
     Parameters
     ----------
     folder : Path
-        Local folder, made if missing. What another training left in it is removed.
+        Local folder, made if missing. What another training left in it is removed, weights and card excepted; a kill at any
+        moment leaves the former model, or a mark.
     job : mapping
         What makes the training this one, as JSON gives it back.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    is_ours = any((folder / name).is_file() for name in (WEIGHTS_NAME, CARD_NAME, UNFINISHED_NAME))
     if not (folder / UNFINISHED_NAME).is_file() or read_json(folder / UNFINISHED_NAME) != job:
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_training(folder)
+        clear_training(folder, (STATE_NAME,))  # under the new mark it would be taken up
         write_json(folder / UNFINISHED_NAME, job)
+    if not (folder / STATE_NAME).is_file():
+        clear_training(folder, (*MARKS[2:], *(RECORDS if is_ours else ())))
 
 # %% ../../nbs/60_models.places.ipynb #76266bb7
 def load_same(folder: Path, job: Mapping, load: Callable, said: str, wanted: Callable[[dict], bool] = bool):

@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..fields.intensity import normalise_intensity, to_channels
 from ..files import check_local, write_table
+from ..locks import own_folder
 from ..masks.layouts import LabelledImage
 from ..metrics.gaps import count_sides, describe_kinds, find_gaps
 from ..metrics.instances import score_instances
@@ -27,6 +28,7 @@ from .segmenter_card import TrainedSegmenter, load_method, load_segmenter, make_
 from hpacell.models.segmenter_recipe import (
     LEAST_CHOOSING, SegmenterSettings, describe_choices, describe_images, hold_out, look_through, pick_evenly, split_labelled, tell_choices,
 )  # fmt: skip
+from ..results import check_kind
 
 # %% ../../nbs/79_models.segmenter.ipynb #ffb0a14b
 # A segmenter is trained and loaded by people who think of one place.
@@ -171,11 +173,18 @@ def train_segmenter(
     ------
     ValueError
         Too few images, a side without any, an image that cannot be read as the settings say, weights to start from that
-        are of another network, or a loss that is not finite.
+        are of another network, a loss that is not finite, or another process that writes to the folder.
     FileNotFoundError
         There are no weights to start from.
     """
     settings, folder = settings or SegmenterSettings(), check_local(folder, "a segmenter")
+    check_kind(folder, "a segmenter", ["a crop store"])
+    with own_folder(folder):
+        return _train(images, folder, settings, sides)
+
+# %% ../../nbs/79_models.segmenter.ipynb #4cc29f9c
+def _train(images: Sequence[LabelledImage], folder: Path, settings: SegmenterSettings, sides: Mapping[str, str] | None) -> TrainedSegmenter:
+    """Train a segmentation into a folder that nobody else writes."""
     start = _load_initial(settings, folder)
     images, problems, contents = look_through(images)
     tell_left_out(problems)

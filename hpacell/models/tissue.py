@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..fields.intensity import normalise_intensity, to_channels
 from ..files import check_local, write_table
+from ..locks import own_folder
 from ..masks.labelled import LabelledImage
 from ..metrics.gaps import count_sides, describe_kinds, find_gaps
 from ..metrics.tissue import ANY_ORGAN, THRESHOLDS, choose_thresholds_by_organ, count_reached, score_tissue, summarise_tissue
@@ -28,6 +29,7 @@ from .segmenter_recipe import LEAST_CHOOSING, describe_choices, hold_out, look_t
 from .semantic import SemanticConfig, make_semantic, predict_mask, predict_probability
 from .tissue_recipe import SIDES, ReducedImage, TissueSettings, divide_tissue, group_tissue, split_tissue
 from .weights import load_weights
+from ..results import check_kind
 
 # %% ../../nbs/79_models.tissue.ipynb #a56a6487
 @dataclass(frozen=True)
@@ -231,24 +233,28 @@ def train_tissue(
     Raises
     ------
     ValueError
-        Too few images, a side without any, an image that cannot be read as the settings say, or a loss that is not finite.
+        Too few images, a side without any, an image that cannot be read as the settings say, a loss that is not finite, or
+        another process that writes to the folder.
     """
     settings, folder = settings or TissueSettings(), check_local(folder, "a model of tissue")
-    seen = look_through(images)
-    tell_left_out(seen[1])
-    return _train(seen, folder, settings, sides or split_tissue(seen[0], seed=settings.seed))
+    with own_folder(folder, nested=True):
+        seen = look_through(images)
+        tell_left_out(seen[1])
+        return _train(seen, folder, settings, sides or split_tissue(seen[0], seed=settings.seed))
 
 # %% ../../nbs/79_models.tissue.ipynb #c991c4ce
 def _train(seen: tuple[list[LabelledImage], pd.DataFrame, dict[str, str]], folder: Path, settings: TissueSettings, sides: Mapping[str, str]) -> TrainedTissue:
     """Train on images that were looked through."""
+    check_kind(folder, "a model of tissue", ["a crop store"])
     images, problems, contents = seen
     sides = hold_out(images, _check_sides(images, sides), settings.seed)
     job = describe_job(images, asdict(settings), sides, contents)
-    if (former := load_same(folder, job, load_tissue, "was trained before, with the same settings and images")) is not None:
-        return former
-    training = _Training(images, folder, settings, sides)  # what cannot be built ends here, before anything is written
-    training.run(job, problems)
-    return _finish(training, sides)
+    with own_folder(folder):
+        if (former := load_same(folder, job, load_tissue, "was trained before, with the same settings and images")) is not None:
+            return former
+        training = _Training(images, folder, settings, sides)  # what cannot be built ends here, before anything is written
+        training.run(job, problems)
+        return _finish(training, sides)
 
 # %% ../../nbs/79_models.tissue.ipynb #7bd39488
 def _finish(training: _Training, sides: Mapping[str, str]) -> TrainedTissue:
@@ -320,16 +326,26 @@ def cross_validate_tissue(
     Raises
     ------
     ValueError
-        See `split_tissue` and `train_tissue`.
+        See `split_tissue` and `train_tissue`; or models of other folds lie in the folder.
     """
     settings, folder = settings or TissueSettings(), check_local(folder, "models of tissue")
     if by not in ("image", "organ"):
         raise ValueError(f"expected 'image' or 'organ' for by, got {by!r}: write 'organ' to leave each organ out in turn")
+    with own_folder(folder):
+        return _cross_validate(images, folder, settings, n_folds, by, groups)
+
+# %% ../../nbs/79_models.tissue.ipynb #6c8bf08b
+def _cross_validate(
+    images: Sequence[LabelledImage], folder: Path, settings: TissueSettings, n_folds: int, by: str, groups: Mapping[str, str] | None
+) -> pd.DataFrame:  # fmt: skip
+    """Train and score all folds in a folder that nobody else writes."""
     seen = look_through(images)
     tell_left_out(seen[1])
     frame = group_tissue(seen[0], groups)
     organs = sorted(set(frame["labels"]))
     folds = [(organ, {"leave_out": organ}) for organ in organs] if by == "organ" else [(f"fold{i}", {"fold": i}) for i in range(n_folds)]
+    _check_folds(folder, {name for name, _ in folds})
+    (folder / "scores.csv").unlink(missing_ok=True)  # until all folds are trained there are no scores of them
     tables = []
     for name, which in folds:
         _train(seen, folder / name, settings, divide_tissue(frame, n_folds, seed=settings.seed, **which))
@@ -339,3 +355,12 @@ def cross_validate_tissue(
     found = summarise_tissue(pd.concat(tables), n_bootstrap=1000, seed=settings.seed)
     write_table(folder / "scores.csv", found)
     return found
+
+
+def _check_folds(folder: Path, names: set[str]) -> None:
+    """Models of other folds would pass for models of these."""
+    others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names and look_for_model(path).there)
+    if others:
+        raise ValueError(f"expected a folder for the models of {', '.join(sorted(names))}, got {folder} with {', '.join(others)} of another call: remove them, or choose another folder")
+
+

@@ -37,7 +37,9 @@ from .transfer import set_backbone_trainable
 from .weak import DerivedNegative, InheritedLoss, correct_guesses, fit_field_model, make_bag_model, pool_probabilities, unmix
 from .weights import write_weights
 from .zoo import make_classifier
+from ..locks import own_folder
 from ..progress import progress
+from ..results import check_kind
 
 # %% ../../nbs/68_models.training.ipynb #ee6740aa
 # A classifier is trained and loaded by people who think of one place.
@@ -252,9 +254,16 @@ def train_classifier(
     ------
     ValueError
         The store has too few labelled fields, or none of the locations; or its labels are those of cells, while
-        `weak` speaks of fields.
+        `weak` speaks of fields; or another process writes to the folder.
     """
     settings, folder = settings or TrainingSettings(), check_local(folder, "a classifier")
+    check_kind(folder, "a classifier", ["a crop store"])
+    with own_folder(folder):
+        return _train(store, folder, settings, locations)
+
+# %% ../../nbs/68_models.training.ipynb #af12fb10
+def _train(store: CropStore, folder: Path, settings: TrainingSettings, locations: Sequence[str] | None) -> TrainedClassifier:
+    """Train a classifier into a folder that nobody else writes."""
     check_weak(store, settings.weak)
     split = store.assign(split=_without_black(store, split_store(store, settings)))
     locations = choose_locations(split.index.loc[split.index["split"] == "train", "labels"], locations)

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pandas as pd
 
@@ -36,6 +35,7 @@ from .history import FormerStore, as_json, check_not_emptied, read_former, read_
 from .segmenters import processes_for
 from .signatures import KnownContents, file_times
 from .store_notes import empty_notes, misfit_notes, reading_notes
+from ..locks import own_folder
 from ..progress import progress
 from ..settings import read_settings
 from ..vocabulary import CHANNELS, check_known, count_of
@@ -154,15 +154,16 @@ def extract_fields(
     catalog = catalog_fields(sources, read_labels(labels) if labels else None)
     texts = catalog.frame.set_index("field_id")["labels"].fillna("") if labels else {}
     origin = {"fields": _absolute(fields), "labels": _absolute(labels), "pattern": pattern, "channels": channels, "reading": asdict(reading or Reading())}
-    job = _plan(sources, texts, Path(store), settings, compression, workers, origin)
-    notes = told = (*tell_changes(job.store, job.former, sources, job.settings, job.channels, job.origin), *job.notes)
-    for note in told:  # before it takes hours
-        print(note, file=sys.stderr)
-    try:
-        finished, n_made = _build(job, verify)
-    except DamagedPartError as error:
-        notes = (*notes, f"mended: {error}")
-        finished, n_made = _build(job, verify=True)
+    with own_folder(store, LOCK_NAME, nested=True):
+        job = _plan(sources, texts, Path(store), settings, compression, workers, origin)
+        notes = told = (*tell_changes(job.store, job.former, sources, job.settings, job.channels, job.origin), *job.notes)
+        for note in told:  # before it takes hours
+            print(note, file=sys.stderr)
+        try:
+            finished, n_made = _build(job, verify)
+        except DamagedPartError as error:
+            notes = (*notes, f"mended: {error}")
+            finished, n_made = _build(job, verify=True)
     notes = (*notes, *reading_notes(finished), *misfit_notes(finished), *empty_notes(finished))
     return ExtractReport(finished, len(sources), n_made, finished.quarantine, catalog.missing_labels, catalog.missing_files, notes, told)
 
@@ -171,12 +172,12 @@ def _extract_to(store: str, fields, labels, settings, pattern, channels, workers
     """`extract_fields` into a remote store: built on a local disk, where it stays for the next run, and copied."""
     cache = check_local(read_settings().paths_cache, "stores that are built")
     built = cache / f"building-{fingerprint(store)[:16]}"
-    verify |= not take_over(store, cache, built)
-    try:
-        report = extract_fields(fields, built, labels, settings, pattern, channels, workers, compression, verify, reading)
-    except ValueError as error:  # people know the store by its address
-        raise type(error)(str(error).replace(str(built), store)) from error
-    with filelock.FileLock(built / LOCK_NAME):
+    with own_folder(built, LOCK_NAME, nested=True):
+        verify |= not take_over(store, cache, built)
+        try:
+            report = extract_fields(fields, built, labels, settings, pattern, channels, workers, compression, verify, reading)
+        except ValueError as error:  # people know the store by its address
+            raise type(error)(str(error).replace(str(built), store)) from error
         write_store_to(read_store(built), store, verify)
     report.store.address = store
     return report

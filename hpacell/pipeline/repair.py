@@ -24,6 +24,7 @@ from .engine import Outcome, map_items, workers_of
 from .extract import extract_fields, read_origin
 from .field import ExtractedField, ExtractSettings, extract_field, field_key
 from .segmenters import processes_for
+from ..locks import own_folder
 from ..progress import progress
 from ..vocabulary import count_of
 
@@ -71,6 +72,12 @@ def repair_store(store: str | Path, workers: int = 0) -> RepairReport:
         The fields are not there any more.
     """
     folder = check_local(store, "a store that is to be mended", "delete there what hpacell verify names, and run hpacell extract with the same --out again")
+    with own_folder(folder, nested=True):
+        return _repair(folder, workers)
+
+
+def _repair(folder: Path, workers: int) -> RepairReport:
+    """Mend a store that nobody else writes."""
     try:
         manifest = read_manifest(folder)
         records = _records(folder, manifest)
