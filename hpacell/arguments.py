@@ -241,7 +241,7 @@ def _add_train(commands) -> None:
     parser.add_argument("--duplicates", metavar="CSV", help="pairs of fields that show the same, which never stand on two sides of the split: two columns of ids")
     parser.add_argument("--epochs", metavar="N", type=int, default=30, help="passes over the crops at the most; it stops earlier when nothing improves (default: 30)")
     parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="crops in a batch (default: 64)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of split, weights and order (default: 0)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of split, weights and order; the same weights only with the same processor and threads (default: 0)")
     parser.add_argument("--truth", metavar="FOLDER", help="folder truth/ of simulated fields, to score each cell against what it really is")
 
 # %% ../nbs/98_arguments.ipynb #b5dda8d1
