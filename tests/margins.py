@@ -37,13 +37,13 @@ def share_used(measured: float, op: str, limit: float) -> float:
 
 def pytest_assertion_pass(item, lineno, orig, expl):
     """Comparisons with a number that stands in the source; counts, which are whole, are no measurements."""
-    first, lines = expl.split("\n")[0], item.path.read_text().splitlines()
+    lines = item.path.read_text().splitlines()
     if len(lines) < lineno or "assert" not in lines[lineno - 1]:
         return  # another module's: hypothesis has asserts of its own
-    for measured, op, limit in COMPARISON.findall(first):
+    for measured, op, limit in COMPARISON.findall(expl):
         if re.search(rf"{re.escape(op)} [^<>=]*{re.escape(limit)}", orig) and ("." in measured or "e" in measured):
             note(item.path.name, lineno, float(measured), op, float(limit), share_used(float(measured), op, float(limit)))
-    for measured, expected, tolerance in APPROXIMATION.findall(first):
+    for measured, expected, tolerance in APPROXIMATION.findall(expl):
         off, tolerance = abs(float(measured) - float(expected)), float(tolerance)
         note(item.path.name, lineno, off, "±", tolerance, off / tolerance if tolerance else float(off > 0))
 
