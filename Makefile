@@ -32,7 +32,7 @@ demo: env  ## the whole road on simulated fields, in a few minutes; says where t
 	@$(BIN)/hpacell demo
 
 .PHONY: test
-test: env  ## every lesson of the notebooks, then every test but the slow ones
+test: env  ## every lesson of the notebooks, then every test but the slow ones: about an hour on two cores
 	$(BIN)/nbdev-test nbs --n-workers $(WORKERS) --skip-folder-re '^(workflows|tutorials|_docs|\.ipynb_checkpoints)$$' --skip-file-re '^index'
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
@@ -40,6 +40,10 @@ test: env  ## every lesson of the notebooks, then every test but the slow ones
 test-all: env  ## the slow tests too
 	$(BIN)/nbdev-test nbs --n-workers $(WORKERS) --skip-folder-re '^(workflows|tutorials|_docs|\.ipynb_checkpoints)$$' --skip-file-re '^index' --flags slow
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m ''
+
+.PHONY: test-variants
+test-variants: env  ## tests of numbers and exits with oneDNN off and on, 1 and 2 threads: hours; VARIANTS="unet --times 5" chooses
+	$(BIN)/python tests/variants.py $(VARIANTS)
 
 .PHONY: torture
 torture: env  ## kills, damage, full disks, two commands at once and more, on real processes: half an hour

@@ -2,4 +2,4 @@
 
 from hpacell.cli import main
 
-raise SystemExit(main())
+main()

@@ -293,7 +293,7 @@ def _add_train(commands) -> None:
     )  # fmt: skip
     parser.add_argument("--balance", **one_of("way to balance", BALANCES), help="of rare locations: weights of their cells, or sampling more of them (default: none)")
     parser.add_argument("--folds", dest="n_folds", metavar="N", type=whole_number(3), help="parts of the fields, one for scores and one for stopping (default: 5)")
-    parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="of split, weights and order (default: 0)")
+    parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="of split, weights and order; the same weights only with the same processor and threads (default: 0)")
     parser.add_argument("--truth", metavar="FOLDER", help="folder truth/ of simulated fields, to score each cell against what it really is")
 
 # %% ../nbs/98_arguments.ipynb #b5dda8d1

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .arguments import make_parser
+from .exits import BROKEN_PIPE, end_process, flush_output
 from .options import owned_folder, reading_of, runs_folder_of, scale_of, workers_of
 from .vocabulary import count_of
 
@@ -361,29 +362,19 @@ def _local_paths(words: Sequence[str]) -> list[str]:
     return [re.sub(r"^(\w+=)?file://(localhost)?(?=/)", r"\1", word) for word in words]
 
 # %% ../nbs/99_cli.ipynb #31c03c96
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the command `hpacell`.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        Words after ``hpacell``; by default those of the process.
-
-    Returns
-    -------
-    int
-        0 all well, 1 something was left out (fields in quarantine, a run of a sweep that failed) or is damaged, 2 the call
-        itself was wrong, 130 interrupted.
-    """
+def _answer(words: Sequence[str]) -> int:
+    """Do what the words after `hpacell` say; the exit code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        parsed = make_parser().parse_args(_local_paths(sys.argv[1:] if arguments is None else arguments))
+        parsed = make_parser().parse_args(_local_paths(words))
     except SystemExit as stop:  # argparse has said what is wrong
         return int(stop.code or 0)
     try:
         with owned_folder(parsed):
             return COMMANDS[parsed.command](parsed)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and flush_output(sys.stdout) == BROKEN_PIPE:  # who reads what we print has gone
+            return BROKEN_PIPE
         if os.environ.get("HPACELL_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
         print(f"hpacell: {_sentence(error)}", file=sys.stderr)
@@ -392,3 +383,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = str(error) or ("run the same command again to go on" if parsed.command in RESUMABLE else "")
         print("hpacell: interrupted" + (f"; {again}" if again else ""), file=sys.stderr)
         return 130
+
+# %% ../nbs/99_cli.ipynb #1e4446a5
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command `hpacell`.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Words after ``hpacell``. Without them the words of the process are taken, and the process ends with the exit code.
+
+    Returns
+    -------
+    int
+        0 all well, 1 something was left out (fields in quarantine, a run of a sweep that failed) or is damaged, 2 the call
+        itself was wrong, 130 interrupted, 141 nobody reads the output.
+    """
+    if arguments is None:
+        end_process(_answer(sys.argv[1:]))
+    return _answer(arguments)

@@ -20,6 +20,8 @@ from typing import IO, TYPE_CHECKING
 
 import fsspec
 
+from .exits import arrow_buffer
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -349,7 +351,7 @@ def write_table(path: str | Path, frame: "pd.DataFrame") -> None:
         else:
             frame.to_csv(file, index=False)
 
-# %% ../nbs/04_files.ipynb #f13318a5
+# %% ../nbs/04_files.ipynb #ebe9bf07
 def read_table(path: str | Path) -> "pd.DataFrame":
     """Read a Parquet or CSV table.
 
@@ -373,7 +375,11 @@ def read_table(path: str | Path) -> "pd.DataFrame":
     suffix = _table_suffix(path)
     content = read_bytes(path)
     try:
-        return {".parquet": pd.read_parquet, ".csv": pd.read_csv}[suffix](io.BytesIO(content))
+        if suffix == ".csv":
+            return pd.read_csv(io.BytesIO(content))
+        import pyarrow as pa
+
+        return pd.read_parquet(pa.BufferReader(arrow_buffer(content)))
     except Exception as error:  # pandas and arrow have no common error
         raise ValueError(f"{path}: expected a {suffix} table, got {error}: the file is damaged or of another kind") from None
 

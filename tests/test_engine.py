@@ -68,7 +68,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     (tmp_path / "told.py").write_text("import os\n\ndef tell(item):\n    return os.getpid()\n")
     # Workers share the pipe of the output: it ends when the last of them has ended.
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == -signal.SIGKILL and done.stdout.split()
 
 
@@ -82,7 +82,7 @@ threads = {path.read_text().strip() for path in pathlib.Path("/proc/self/task").
 print("tensorflow" in sys.modules, *threads - {pathlib.Path("/proc/self/comm").read_text().strip(), "jemalloc_bg_thd"})
 """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=environment)
     assert done.stdout.split() == ["False"], done.stderr
 
 
@@ -92,5 +92,5 @@ from hpacell.pipeline.engine import map_items, prepare_workers
 prepare_workers("hpacell.fields.picture")
 print([outcome.value for outcome in map_items(eval, ["'hpacell.fields.picture' in __import__('sys').modules"] * 2, workers=2)])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.split() == ["[True,", "True]"], done.stderr

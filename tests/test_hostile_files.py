@@ -196,7 +196,7 @@ for source in find_fields(sys.argv[1]):
 def test_pillow_corrupt(shared_data):
     folder = shared_data / "containers" / "pillow_corrupt"
     command = [sys.executable, "-X", "faulthandler", "-c", _READ_ALL, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(outcomes) == sum(1 for path in folder.iterdir())

@@ -221,7 +221,7 @@ def test_a_script_without_a_main_guard_is_told_so(work, tmp_path):
         f"extract_fields({str(work)!r}, {str(folder)!r}, settings=ExtractSettings(crop_size=16), workers=2)",
     ]
     (tmp_path / "mine.py").write_text("\n".join(lines))
-    done = subprocess.run([sys.executable, str(tmp_path / "mine.py")], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, str(tmp_path / "mine.py")], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert "WorkersError: expected worker processes, got none that starts" in last and "if __name__ == '__main__':" in last
@@ -681,7 +681,7 @@ def test_more_shards_than_files_may_be_open(tmp_path, compression, feed):
     folder = tmp_path / "store" if not os.access(fast, os.W_OK) else fast / f"hpacell-{os.getpid()}-{compression}{feed}"
     try:
         words = [sys.executable, "-c", MANY_SHARDS, str(folder), compression, "600" if feed else "1150", *filter(None, [feed])]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
         assert done.stdout.strip() == "well", done.stderr
     finally:
         shutil.rmtree(folder, ignore_errors=True)

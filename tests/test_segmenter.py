@@ -114,10 +114,10 @@ def test_what_is_loaded_segments_as_what_was_trained(trained):
         loaded.segment(np.zeros((30, 30, 4), np.uint8))
 
 
-def test_the_same_training_is_not_done_twice(trained, capsys):
-    started = time.monotonic()
+def test_the_same_training_is_not_done_twice(trained, capsys, monkeypatch):
+    monkeypatch.setattr(segmenter._Training, "learn", lambda *_: pytest.fail("it was trained again"))
     again = train_segmenter(IMAGES, trained.folder, SETTINGS, SIDES)
-    assert "was trained before" in capsys.readouterr().err and again.card == trained.card and time.monotonic() - started < 20
+    assert "was trained before" in capsys.readouterr().err and again.card == trained.card
 
 
 def test_weights_are_kept_in_half_and_full(trained, tmp_path):
@@ -169,11 +169,19 @@ def test_weights_and_card_belong_together(trained, tmp_path):
         load_segmenter("s3://bucket/model")
 
 
+# Waits in the middle of the second epoch.
 SCRIPT = """
-import sys
+import itertools, sys, time
 sys.path.insert(0, sys.argv[2])
 from test_segmenter import IMAGES, SETTINGS, SIDES
-from hpacell.models.segmenter import train_segmenter
+from hpacell.models.segmenter import _Training, train_segmenter
+learn = _Training.learn
+def wait():
+    time.sleep(3600)
+    yield
+def learn_until(self, epoch, batches, bar):
+    learn(self, epoch, batches if epoch == 0 else itertools.chain(itertools.islice(batches, 5), wait()), bar)
+_Training.learn = learn_until
 train_segmenter(IMAGES, sys.argv[1], SETTINGS, SIDES)
 """
 
@@ -183,15 +191,12 @@ def test_a_kill_costs_one_epoch_and_no_digit(trained, tmp_path, root, capsys):
     folder = tmp_path / "killed"
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(root / "tests")], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     state = folder / "state.json"
-    for _ in range(30000):
-        if state.is_file() and json.loads(state.read_text())["epoch"] >= 1:
-            break
+    while not (state.is_file() and json.loads(state.read_text())["epoch"] >= 1):
         assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    if (folder / "card.json").exists():
-        pytest.skip("the machine was too slow to kill it in time")
+    assert not (folder / "card.json").exists()
     with pytest.raises(FileNotFoundError):
         find_segmenter(folder)
     again = train_segmenter(IMAGES, folder, SETTINGS, SIDES)

@@ -189,7 +189,7 @@ def test_threads_do_not_oversubscribe():
     assert (got["OMP_NUM_THREADS"], got["MKL_NUM_THREADS"], got["OPENBLAS_NUM_THREADS"], got["TF_NUM_INTRAOP_THREADS"]) == ("1", "4", "4", "4")
 
 
-def sleeper(folder: Path, name: str, seconds: float = 60) -> Job:
+def sleeper(folder: Path, name: str, seconds: float = 600) -> Job:
     """A job with a child of its own session, as a notebook's kernel is."""
     child = f"import time; time.sleep({seconds})"
     code = (
@@ -200,7 +200,7 @@ def sleeper(folder: Path, name: str, seconds: float = 60) -> Job:
     return Job(name, (sys.executable, "-c", code), folder / f"{name}.log")
 
 
-def gone(pids: list[int], within_s: float = 15) -> bool:
+def gone(pids: list[int], within_s: float = 120) -> bool:
     """Whether all of these processes end; a zombie that nobody has collected counts as ended."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
@@ -211,7 +211,7 @@ def gone(pids: list[int], within_s: float = 15) -> bool:
     return False
 
 
-def wait_for(path: Path, within_s: float = 30) -> str:
+def wait_for(path: Path, within_s: float = 300) -> str:
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         if path.exists() and path.read_text().strip():
@@ -240,7 +240,7 @@ def test_an_interrupt_leaves_no_process_behind(tmp_path):
 def test_a_kill_leaves_no_process_behind(tmp_path):
     code = "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from test_sweep import *; run_jobs([sleeper(Path(sys.argv[1]), name) for name in 'ab'], 2, need=1, bar=False)"
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[1])
-    pids = [int(pid) for name in "ab" for pid in wait_for(tmp_path / f"{name}.pids", 60).split()]
+    pids = [int(pid) for name in "ab" for pid in wait_for(tmp_path / f"{name}.pids").split()]
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert len(pids) == 4 and gone(pids)
@@ -288,9 +288,9 @@ sweep:
 """
 # In a process of its own, the workflows are those of a folder.
 OWN_WORKFLOWS = (
-    "import sys; from pathlib import Path; import hpacell.pipeline.runs as r, hpacell.pipeline.sweep as s, hpacell.pipeline.templates as t\n"
+    "import sys; from pathlib import Path; from hpacell.exits import end_process; import hpacell.pipeline.runs as r, hpacell.pipeline.sweep as s, hpacell.pipeline.templates as t\n"
     "t.workflow_folder = r.workflow_folder = lambda: Path(sys.argv[1])\n"
-    "s._job = lambda folder: s.Job(folder.name, (sys.executable, '-c', Path(sys.argv[1], 'own.py').read_text() + 'sys.exit(s.run_point(sys.argv[2]))', sys.argv[1], str(folder)), folder / 'run.log')\n"
+    "s._job = lambda folder: s.Job(folder.name, (sys.executable, '-c', Path(sys.argv[1], 'own.py').read_text() + 'end_process(s.run_point(sys.argv[2]))', sys.argv[1], str(folder)), folder / 'run.log')\n"
 )
 
 
@@ -306,7 +306,7 @@ def workflows(tmp_path, monkeypatch) -> Path:
     (folder / "own.py").write_text(OWN_WORKFLOWS)
     for module in (templates_module, runs_module):
         monkeypatch.setattr(module, "workflow_folder", lambda: folder)
-    code = OWN_WORKFLOWS + "sys.exit(s.run_point(sys.argv[2]))"
+    code = OWN_WORKFLOWS + "end_process(s.run_point(sys.argv[2]))"
     monkeypatch.setattr(sweep_module, "_job", lambda point: Job(point.name, (sys.executable, "-c", code, str(folder), str(point)), point / "run.log"))
     return folder
 
@@ -334,7 +334,7 @@ def test_a_killed_sweep_goes_on(tmp_path, workflows):
     path = written(tmp_path, WORK.replace("shared:\n  work: {value: 7}\n", "") + "- {name: good, value: 3}\n- {name: second, wait_s: 3.0}\n")
     code = OWN_WORKFLOWS + "s.run_sweep(__import__('hpacell.pipeline.points', fromlist='x').read_sweep(sys.argv[2]), sys.argv[3], workers=1)"
     process = subprocess.Popen([sys.executable, "-c", code, str(workflows), str(path), str(tmp_path / "runs")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while time.monotonic() < end and not list((tmp_path / "runs").glob("*/second/tail.log")):  # its kernel is about to start
         time.sleep(0.05)
     pids = list(process_tree(process.pid))

@@ -72,6 +72,7 @@ def test_it_learns_and_repeats(store, tmp_path):
     assert not set(fields["test"]) & (set(fields["train"]) | set(fields["valid"]))
     assert card["scores"]["average_precision"] == pytest.approx(best["macro_average_precision"])
     assert load_classifier(tmp_path / "a").card == card  # noting the scores left the weights alone
+    assert card["computed_on"]["cores"] >= 1 and card["computed_on"]["processor"] and card["computed_on"]["devices"]
     assert sorted(os.listdir(tmp_path / "a")) == [".lock", "card.json", "log.csv", "model.weights.h5", "tensorboard", "test_cells.parquet"]
     assert str(found).endswith("Intervals from 6 fields are rough: label more fields, so that 10 or more are kept for the scores.")
     assert len(pd.read_csv(tmp_path / "a" / "log.csv")) <= SETTINGS.epochs
@@ -406,3 +407,35 @@ def test_models_are_whole(name, tmp_path):
 def test_wrong_settings(change, message):
     with pytest.raises(ValueError, match=message):
         replace(SETTINGS, **change)
+
+
+REPEATED = """
+import sys
+from dataclasses import replace
+import numpy as np
+sys.path.insert(0, sys.argv[3])
+from hpacell.feed.store import read_store
+from test_training import SETTINGS, train_classifier
+from test_segmenter import IMAGES, SIDES, train_segmenter
+from test_segmenter import SETTINGS as SEGMENTER
+cells = train_classifier(read_store(sys.argv[1]), sys.argv[2] + "/cells", replace(SETTINGS, epochs=2)).model.get_weights()
+unet = train_segmenter(IMAGES, sys.argv[2] + "/unet", replace(SEGMENTER, epochs=1, steps_per_epoch=10), SIDES).network.get_weights()
+np.savez(sys.argv[2] + "/weights.npz", *cells, *unet)
+"""
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_weights_with_the_same_threads(store, tmp_path, root):
+    """What the docstring of `seed` promises, in processes of their own: threads are chosen when TensorFlow begins."""
+    found = []
+    for name, threads in (("one", "1"), ("again", "1"), ("two", "2")):
+        (tmp_path / name).mkdir()
+        environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads) | {"PYTHONPATH": str(root)}
+        subprocess.run([sys.executable, "-c", REPEATED, store.folder, tmp_path / name, root / "tests"], env=environment, check=True, capture_output=True)
+        card = json.loads((tmp_path / name / "unet" / "card.json").read_text())
+        assert card["computed_on"]["variables"]["TF_NUM_INTRAOP_THREADS"] == threads
+        with np.load(tmp_path / name / "weights.npz") as arrays:
+            found.append([arrays[key] for key in arrays.files])
+    for one, again, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, again)
+        np.testing.assert_allclose(one, two, atol=1e-4)  # 8e-6 at the worst; another seed gives other weights altogether

@@ -45,7 +45,8 @@ def watch() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         with open(orders["LOG"], "a") as log:
             log.write(f"{field.field_id} {field.content}\n")
-        time.sleep(float(orders.get("PAUSE", 0)))
+        while n_cut > 1 and "HOLD" in orders and os.path.exists(orders["HOLD"]):
+            time.sleep(0.02)
         return cut(field, *arguments, **options)
 
     extract.cut_field = logged
@@ -145,11 +146,9 @@ def serve() -> int:
             answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
         elif not (answer := os.fork()):
             answers.close()
-            code = obey(order)
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)  # objects of threads that the server has and a fork has not would abort a plain exit
+            from hpacell.exits import end_process
+
+            end_process(obey(order))
         answers.write(f"{answer}\n")
         answers.flush()
     return 0
@@ -367,7 +366,7 @@ def kill_trial(
             code = run.kill()
         else:
             code, processes = run.wait(), session_of(run.pid)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while (alive := session_of(run.pid)) and time.monotonic() < deadline:
             time.sleep(0.02)
         check(not alive, f"{name}: processes {alive} of {processes} outlived a run that was killed")
@@ -606,12 +605,18 @@ def changed_field_trial(place: Place, name: str, after: int, manner: str, worker
 def two_writers_trial(place: Place, name: str, workers: int = 1) -> list[str]:
     """A second process at the same store refuses; the first goes on."""
     store, runner = Path(shutil.copytree(place.former, place.folder / name)), place.runner
-    first = runner.start(*place.words(store, workers), store=store, pause=0.4)
-    while not (store / ".building" / "journal.jsonl").exists():
-        time.sleep(0.01)
-    check_sentence(place.extract(store), 2, "got another process that does")
-    check_sentence(runner.run("verify", store, "--repair", "--workers", 1), 2, "got another process that does")
-    check((store / ".building").exists(), "the first was too fast to be met")
+    hold = place.folder / f"{name}-hold"  # while it is there, nothing is cut but a first field
+    hold.touch()
+    first = runner.start(*place.words(store, workers), store=store, hold=hold)
+    try:
+        while not (store / ".building" / "journal.jsonl").exists():
+            check("\nState:\tZ" not in Path(f"/proc/{first.pid}/status").read_text(), "the first ended before it wrote anything")
+            time.sleep(0.01)
+        check_sentence(place.extract(store), 2, "got another process that does")
+        check_sentence(runner.run("verify", store, "--repair", "--workers", 1), 2, "got another process that does")
+        check((store / ".building").exists(), "the first was too fast to be met")
+    finally:
+        hold.unlink()
     check(first.wait() == place.code, first.text)
     cut = runner.cut()
     check(cut and len(cut) == len(set(cut)), f"fields were cut twice: {cut}")

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..exits import arrow_buffer
 from .shards import CompressedShard, checksum, describe_file, map_shard
 from ..files import is_remote, write_atomic
 
@@ -43,7 +44,8 @@ def read_rows(path: str | Path) -> pa.Table:
     """
     try:
         with open(path, "rb") as file:  # Arrow takes no path that is not UTF-8
-            return pq.ParquetFile(file, page_checksum_verification=True).read()
+            content = arrow_buffer(file.read())
+        return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
     except (OSError, pa.ArrowException, ValueError) as error:
         raise damage(path, "a whole table", str(error)) from None
 

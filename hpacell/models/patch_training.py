@@ -25,7 +25,7 @@ from ..masks.labelled import LabelledImage
 from .blocks import keras
 from .objectives import averaged, make_optimizer, seed_epoch
 from .places import CARD_NAME, CHECKPOINT_NAME, MARKS, STATE_NAME, clear_training, mark_training
-from .weights import keep_weights, write_weights
+from .weights import computed_on, keep_weights, write_weights
 from ..progress import progress
 
 # %% ../../nbs/68_models.patch_training.ipynb #b447a879
@@ -220,7 +220,7 @@ class PatchTraining(ABC):
         write_table(self.folder / "split.csv", pd.DataFrame({"image_id": list(sides), "side": list(sides.values())}))
         card = card | {
             "n_weights": self.network.count_params(), "best_epoch": self.state["best_epoch"], "stopped": self.state["stopped"],
-            "seconds": round(sum(row["seconds"] for row in self.state["log"]), 1), "keras": keras.__version__, "weights_blake2b": digest, "job": self.job,
+            "seconds": round(sum(row["seconds"] for row in self.state["log"]), 1), "keras": keras.__version__, "computed_on": computed_on(), "weights_blake2b": digest, "job": self.job,
         }  # fmt: skip
         write_json(self.folder / CARD_NAME, card)
         clear_training(self.folder, MARKS)

@@ -87,6 +87,9 @@ class SegmenterSettings:
         Keep the weights as 16-bit numbers: half the size.
     seed : int
         Of split, weights, patches and augmentation.
+        The same seed gives the same weights, byte for byte, on the same processor with the same number of threads.
+        Elsewhere sums are added up in another order: a few steps with other threads changed weights by up to 1e-5, with
+        oneDNN switched off or on by up to 5e-4, and it grows with every step. `computed_on` in the card says what was used.
 
     Raises
     ------

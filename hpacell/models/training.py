@@ -35,7 +35,7 @@ from .places import CHECKPOINT_NAME, MARKS, STATE_NAME, clear_training, load_sam
 from .recipe import TrainingSettings, check_weak, choose_locations, labels_fields, split_store
 from .transfer import set_backbone_trainable
 from .weak import DerivedNegative, InheritedLoss, correct_guesses, fit_field_model, make_bag_model, pool_probabilities, unmix
-from .weights import write_weights
+from .weights import computed_on, write_weights
 from .zoo import make_classifier
 from ..locks import own_folder
 from ..progress import progress
@@ -347,7 +347,7 @@ def _card(training: _Training) -> dict:
         "kind": "classifier", "model": settings.model, "model_parameters": settings.model_parameters or {}, "head": settings.head,
         "crop_shape": list(store.shape), "channels": list(store.channels), "locations": list(training.locations),
         "derived_negative": training.negative is not None, "labels": "fields" if training.of_fields else "cells",
-        "crop_parameters": store.manifest["parameters"], "training": asdict(settings), "keras": keras.__version__,
+        "crop_parameters": store.manifest["parameters"], "training": asdict(settings), "keras": keras.__version__, "computed_on": computed_on(),
         "best_epoch": training.state["best_epoch"], "seconds": round(sum(row["seconds"] for row in training.state["log"]), 1),
         "data": {
             "store_checksum": store.manifest["checksum"], "n_crops": sides.value_counts().to_dict(),

@@ -215,7 +215,7 @@ def _close(record: dict, folder: Path, status: str) -> None:
 # %% ../../nbs/95_pipeline.sweep.ipynb #a13e8d97
 def _job(folder: Path) -> Job:
     """The command that executes a prepared run."""
-    code = "import sys; from hpacell.pipeline.sweep import run_point; sys.exit(run_point(sys.argv[1]))"
+    code = "import sys; from hpacell.exits import end_process; from hpacell.pipeline.sweep import run_point; end_process(run_point(sys.argv[1]))"
     return Job(folder.name, (sys.executable, "-c", code, str(folder)), folder / "run.log")
 
 # %% ../../nbs/95_pipeline.sweep.ipynb #9d02b2c6
