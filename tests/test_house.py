@@ -121,8 +121,9 @@ def test_models_are_pure_keras():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_small(module):
-    lines = len((ROOT / (module.replace(".", "/") + ".py")).read_text().splitlines())
-    assert lines <= 400, f"{module} has {lines} lines: split it"
+    text = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("# %% ")]  # what nbdev adds is no code
+    assert len(lines) <= 400, f"{module} has {len(lines)} lines of code and docstrings: split it"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
