@@ -2119,6 +2119,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'hpacell/metrics/locations.py'),
                                            'hpacell.metrics.locations._rates': ( 'metrics.locations.html#_rates',
                                                                                  'hpacell/metrics/locations.py'),
+                                           'hpacell.metrics.locations._reaches': ( 'metrics.locations.html#_reaches',
+                                                                                   'hpacell/metrics/locations.py'),
                                            'hpacell.metrics.locations.co_occurrence': ( 'metrics.locations.html#co_occurrence',
                                                                                         'hpacell/metrics/locations.py'),
                                            'hpacell.metrics.locations.describe_against_chance': ( 'metrics.locations.html#describe_against_chance',

@@ -99,6 +99,20 @@ def test_thresholds_per_location():
         assert table.f1[k] == pytest.approx(f1_score(truth[:, k], pred[:, k] >= each[k]))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_a_threshold_is_reached_as_numpy_says(dtype):
+    steps = (np.arange(101) / 100).astype(dtype)[:, None]
+    for threshold in (0.35, 0.1, 0.7):
+        reached = steps[:, 0] >= threshold
+        table = score_locations(reached[:, None], steps, ["a"], threshold=threshold)
+        assert (table.precision[0], table.recall[0]) == (1, 1)
+        assert co_occurrence(reached[:, None], steps, ["a"], threshold=threshold).iloc[0, 0] == 1
+
+
+def test_nothing_to_score_has_no_chance():
+    assert describe_against_chance(summarise_locations(np.zeros((9, 19)), np.full((9, 19), 0.5), n_bootstrap=5)) == "nothing to compare with chance"
+
+
 def test_truth_as_labels():
     truth, pred = example(60)
     rows = decode_labels(truth)

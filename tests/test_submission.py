@@ -404,7 +404,7 @@ def test_the_files_give_the_score_of_the_tables(tmp_path):
     assert score.notes == ["left out of the mean: " + ", ".join(f"{row.location} ({row.n_pred} predictions, no true cell)" for row in absent.itertuples())]
     lines = str(score).splitlines()
     assert lines[0].split()[:3] == ["location", "n_truth", "n_pred"] and len(lines) == 22
-    assert lines[-1].startswith(f"Mean average precision at mask IoU 0.6: {score.summary['average_precision']:.3f} [")
+    assert lines[-1].startswith(f"Mean average precision at mask IoU 0.6: {score.summary['average_precision']:.3f} no interval: 2 fields are too few")
     assert lines[-1].endswith(f"over {score.summary['n_locations']} locations in 2 fields")
 
 

@@ -74,7 +74,7 @@ def test_it_learns_and_repeats(store, tmp_path):
     assert load_classifier(tmp_path / "a").card == card  # noting the scores left the weights alone
     assert card["computed_on"]["cores"] >= 1 and card["computed_on"]["processor"] and card["computed_on"]["devices"]
     assert sorted(os.listdir(tmp_path / "a")) == [".lock", "card.json", "log.csv", "model.weights.h5", "tensorboard", "test_cells.parquet"]
-    assert str(found).endswith("Intervals from 6 fields are rough: label more fields, so that 10 or more are kept for the scores.")
+    assert str(found).endswith("6 fields are too few for intervals: label more, so that 8 or more are kept for the scores.")
     assert len(pd.read_csv(tmp_path / "a" / "log.csv")) <= SETTINGS.epochs
 
 
@@ -100,9 +100,9 @@ def test_one_test_field_gives_no_interval(store, tmp_path):
         assert all(value is None for name, value in found.summaries[kind].items() if name.endswith(("_low", "_high")))
     shown = str(found)
     assert shown.startswith("Scores on 1 field (4 cells)")
-    assert shown.endswith("One field gives no interval: label more fields, so that 10 or more are kept for the scores.")
+    assert shown.endswith("1 field is too few for intervals: label more, so that 8 or more are kept for the scores.")
     if found.summaries[found.headline]["macro_average_precision"] is not None:
-        assert "(no interval: 1 field)" in shown and found.metrics()["interval"] == "no interval: 1 field"
+        assert "(no interval: 1 field is too few, 8 are needed)" in shown and found.metrics()["interval"] == "no interval: 1 field is too few, 8 are needed"
     else:
         assert "nothing to score, since none of them shows a location that was learned" in shown
     json.dumps(found.metrics(), allow_nan=False)

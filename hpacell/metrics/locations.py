@@ -39,6 +39,12 @@ def _check_scores(truth: Truth, pred: np.ndarray, locations: Sequence[str]) -> t
         raise ValueError("expected truth of 0 and 1, got other values: threshold it first")
     return truth > 0, pred
 
+# %% ../../nbs/44_metrics.locations.ipynb #1c0d3966
+def _reaches(pred: np.ndarray, threshold: float | Sequence[float]) -> np.ndarray:
+    """Whether predictions reach a threshold, compared as numbers of their own type, as ``pred >= 0.35`` does."""
+    pred = np.asarray(pred)
+    return pred >= np.asarray(threshold, pred.dtype if pred.dtype.kind == "f" else np.float64)
+
 # %% ../../nbs/44_metrics.locations.ipynb #0d6c9299
 def _group_sums(values: np.ndarray, codes: np.ndarray, n_groups: int) -> np.ndarray:
     """Sums (G, L) over groups of rows (N, L)."""
@@ -65,8 +71,9 @@ class _Drawn:
     """Rows in an order that does not depend on how they came, and their scores in the draws of a bootstrap."""
 
     def __init__(self, truth, pred, locations, threshold, groups, n_bootstrap, seed):
+        taken = _reaches(pred, threshold)
         truth, pred = _check_scores(truth, pred, locations)
-        taken, codes = pred >= np.asarray(threshold), group_codes(groups, len(truth))
+        codes = group_codes(groups, len(truth))
         order = np.lexsort([*truth.T, *pred.T, codes if groups is not None else np.zeros(len(truth))])
         self.truth, self.pred, self.taken = truth[order], pred[order], taken[order]
         self.codes = codes[order] if groups is not None else codes
@@ -242,8 +249,9 @@ def co_occurrence(
         As for `score_locations`, or an unknown `count`.
     """
     check_known("count", count, COUNTS)
+    said = None if threshold is None else _reaches(pred, threshold).astype(np.float64)
     truth, pred = _check_scores(truth, pred, locations)
-    said = pred if threshold is None else (pred >= np.asarray(threshold)).astype(np.float64)
+    said = pred if said is None else said
     rows = truth & (truth.sum(axis=1, keepdims=True) == 1) if count == "single" else truth
     counted = ~truth if count == "wrong" else np.ones_like(truth)  # (N, L) what may be counted in each column
     numbers = rows.T.astype(np.float64) @ counted
@@ -289,6 +297,8 @@ def describe_against_chance(summary: Mapping) -> str:
         ``"2.0 times chance (0.251)"`` where the interval lies above it, else what can be said.
     """
     score, low, chance = (summary.get(f"macro_{name}") for name in ("average_precision", "average_precision_low", "chance"))
+    if score is None or chance is None:
+        return "nothing to compare with chance"
     if low is None:
         return f"chance gives {chance:.3f}, and without an interval it is unknown whether this is better"
     if low <= chance:
