@@ -99,7 +99,7 @@ def small_sample_factor(n_groups: int | np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/36_metrics.bootstrap.ipynb #3b5a8a6a
 def bootstrap_interval(
-    values: np.ndarray, n_groups: int, limits: tuple[float, float] = (0, 1)
+    values: np.ndarray, n_groups: int | np.ndarray, limits: tuple[float, float] = (0, 1), n_evidence: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Compute the ends of the 95 % intervals of scores from their draws.
 
@@ -107,10 +107,12 @@ def bootstrap_interval(
     ----------
     values : (1 + D, ...) float array
         The scores in the first row, and those of the draws; NaN where a draw has no score.
-    n_groups : int
-        Groups that were drawn.
+    n_groups : int or (...) int array
+        Groups that were drawn and have a score.
     limits : tuple of float
         Lowest and highest value that the score can have.
+    n_evidence : (...) int array, optional
+        Groups that could have shown an error, such as those that carry a location. Default: `n_groups`.
 
     Returns
     -------
@@ -121,24 +123,26 @@ def bootstrap_interval(
     values = np.asarray(values, np.float64)
     score, draws = values[0].ravel(), values[1:].reshape(len(values) - 1, values[0].size)
     ends = np.full((2, len(score)), np.nan)
-    here = np.isfinite(draws).any(axis=0) & np.isfinite(score)
-    if n_groups >= MIN_GROUPS and here.any():
+    n = np.broadcast_to(n_groups, values.shape[1:]).ravel()
+    evidence = n if n_evidence is None else np.broadcast_to(n_evidence, values.shape[1:]).ravel()
+    here = np.isfinite(draws).any(axis=0) & np.isfinite(score) & (n >= MIN_GROUPS)
+    if here.any():
         kept = draws[:, here]
-        apart = small_sample_factor(n_groups) * (np.nanquantile(kept, [0.025, 0.975], axis=0) - np.nanmean(kept, axis=0))
+        apart = np.nanquantile(kept, [0.025, 0.975], axis=0) - np.nanmean(kept, axis=0)
+        apart = small_sample_factor(n[here]) * np.array([np.minimum(apart[0], 0), np.maximum(apart[1], 0)])
         agree = np.nanmax(kept, axis=0) - np.nanmin(kept, axis=0) < 1e-12
-        apart = np.where(agree, _rule_of_three(score[here], n_groups, limits), apart)
+        apart = np.where(agree, _rule_of_three(score[here], evidence[here], limits), apart)
         linear, odds = score[here] + apart, _apart_in_odds(score[here], apart, limits)
         ends[:, here] = [np.fmin(linear[0], odds[0]), np.fmax(linear[1], odds[1])]
     low, high = np.clip(ends, *limits).reshape(2, *values.shape[1:])
     return low, high
 
 # %% ../../nbs/36_metrics.bootstrap.ipynb #ec071964
-def _rule_of_three(score: np.ndarray, n_groups: int, limits: tuple[float, float]) -> np.ndarray:
+def _rule_of_three(score: np.ndarray, n_groups: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Distances (2, N) of the ends from scores (N,) on which all draws agree: known at the limits alone, else NaN."""
     apart = np.full((2, len(score)), np.nan)
-    far = -np.log(0.025) / n_groups * (limits[1] - limits[0])
-    apart[:, score >= limits[1]] = np.array([[-far], [0]])
-    apart[:, score <= limits[0]] = np.array([[0], [far]])
+    far = -np.log(0.025) / np.maximum(n_groups, 1) * (limits[1] - limits[0])
+    apart = np.where(score >= limits[1], [-far, 0 * far], np.where(score <= limits[0], [0 * far, far], apart))
     return np.where(np.isfinite(apart).all(axis=0), apart, np.nan)
 
 # %% ../../nbs/36_metrics.bootstrap.ipynb #582bb9cc
@@ -175,7 +179,7 @@ def describe_interval(low: float | None, high: float | None, n_groups: int, grou
         return f"[{low:{sign}.3f}, {high:{sign}.3f}]"
     if n_groups < MIN_GROUPS:
         return f"no interval: {n_groups or 'no'} {group}{'s' * (n_groups != 1)} {'is' if n_groups == 1 else 'are'} too few, {MIN_GROUPS} are needed"
-    return "no interval: none was drawn, or all draws agree"
+    return f"no interval: none was drawn, all draws agree, or fewer than {MIN_CARRIERS} {group}s carry what is scored"
 
 # %% ../../nbs/36_metrics.bootstrap.ipynb #4cb9eb75
 def _area(best: np.ndarray, found: np.ndarray, total: np.ndarray, points: Sequence[float] | None) -> np.ndarray:

@@ -39,7 +39,7 @@ def expected_average_precision(n_pos: int, pred: np.ndarray) -> float:
 
 # %% ../../nbs/37_metrics.chance.ipynb #9e5ff8aa
 def shuffle_groups(codes: np.ndarray, n_shuffles: int, seed: int = 0) -> np.ndarray:
-    """Draw rows that take the place of others, so that each group stands in for another one.
+    """Draw rows that take the place of others, so that whole groups are permuted.
 
     Parameters
     ----------

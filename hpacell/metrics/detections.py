@@ -185,8 +185,8 @@ def score_detections(
     -------
     DataFrame
         One row per location: location, n_truth (true cells), n_pred (predictions), n_hits, average_precision; with a
-        bootstrap also average_precision_low and _high. NaN for a location without a true cell, and for the interval of
-        one field. ``attrs["mean"]`` is a dict of plain numbers: average_precision, the mean over the locations with a
+        bootstrap also average_precision_low and _high. NaN for a location without a true cell, and for the intervals of
+        fewer than 8 fields, or where fewer than 3 of them show the location. ``attrs["mean"]`` is a dict of plain numbers: average_precision, the mean over the locations with a
         true cell, its _low and _high (None without), n_fields, n_locations, n_missing (locations without a true cell), iou.
 
     Raises
@@ -215,10 +215,10 @@ def score_detections(
         rows.append((location, n_truth.sum(), here.sum(), found.hit[here].sum(), areas[-1][0]))
     table = pd.DataFrame(rows, columns=["location", "n_truth", "n_pred", "n_hits", "average_precision"])
     means = _means(np.array(areas))
-    low, high = bootstrap_interval(means, len(fields))
+    low, high = bootstrap_interval(means, len(fields) if (found.n_truth > 0).any(axis=1).sum() >= MIN_CARRIERS else 0)
     if n_bootstrap:
         known = (found.n_truth > 0).sum(axis=0) >= MIN_CARRIERS
-        for end, values in zip(("low", "high"), bootstrap_interval(np.array(areas).T, len(fields)), strict=True):
+        for end, values in zip(("low", "high"), bootstrap_interval(np.array(areas).T, len(fields), n_evidence=(found.n_truth > 0).sum(axis=0)), strict=True):
             table[f"average_precision_{end}"] = np.where(known, values, np.nan)
     numbers = {"average_precision": means[0], "average_precision_low": low, "average_precision_high": high}
     n_scored = int((table["n_truth"] > 0).sum())

@@ -163,7 +163,7 @@ def score_locations(
     if n_bootstrap:
         known = np.minimum(*drawn.carriers()) >= MIN_CARRIERS
         for name in ("average_precision", "f1"):
-            low, high = bootstrap_interval(scores[name], drawn.n_groups)
+            low, high = bootstrap_interval(scores[name], drawn.n_groups, n_evidence=np.minimum(*drawn.carriers()))
             if name == "average_precision":
                 low = np.maximum(low - small_sample_bias(scores[name][0], chance, drawn.share()), 0)
             table |= {f"{name}_low": np.where(known, low, np.nan), f"{name}_high": np.where(known, high, np.nan)}
@@ -187,7 +187,7 @@ def summarise_locations(
         n (rows), n_groups, n_locations (scored), n_missing (locations that no row carries, left out of the macro
         means), and macro_ and micro_ average_precision, chance, f1, precision, recall. With a bootstrap each score but
         chance also as _low and _high (95 %). None where nothing could be scored, and for the intervals of fewer than 8
-        groups. Plain numbers that JSON can hold. Micro chance is that of all decisions in random order: predictions that
+        groups, or of which fewer than 3 carry any location. Plain numbers that JSON can hold. Micro chance is that of all decisions in random order: predictions that
         know no more than how frequent each location is are above it.
 
     Raises
@@ -198,13 +198,15 @@ def summarise_locations(
     drawn = _Drawn(truth, pred, locations, threshold, groups, n_bootstrap, seed)
     each, pooled, scored = drawn.each(), drawn.pooled(), drawn.truth.any(axis=0)
     chance, n_pos = drawn.chance()[scored], drawn.truth[:, scored].sum(axis=0)
+    carriers = len(np.unique(drawn.codes[drawn.truth.any(axis=1)]))  # groups with any of the locations
+    n_drawn = drawn.n_groups if carriers >= MIN_CARRIERS else 0
     found = {"n": len(drawn.truth), "n_groups": drawn.n_groups, "n_locations": int(scored.sum()), "n_missing": int((~scored).sum())}
     numbers = {"macro_chance": chance.mean() if len(chance) else np.nan, "micro_chance": expected_average_precision(int(n_pos.sum()), drawn.pred.ravel())}
     for mean, scores in (("macro", {name: _mean_over(values[:, scored]) for name, values in each.items()}), ("micro", {name: values[:, 0] for name, values in pooled.items()})):
         for name, values in scores.items():
             numbers[f"{mean}_{name}"] = values[0]
             if n_bootstrap:
-                numbers[f"{mean}_{name}_low"], numbers[f"{mean}_{name}_high"] = map(float, bootstrap_interval(values, drawn.n_groups))
+                numbers[f"{mean}_{name}_low"], numbers[f"{mean}_{name}_high"] = map(float, bootstrap_interval(values, n_drawn))
     if n_bootstrap and len(chance):
         bias = small_sample_bias(numbers["macro_average_precision"], numbers["macro_chance"], drawn.share()[scored].mean())
         numbers["macro_average_precision_low"] = max(numbers["macro_average_precision_low"] - float(bias), 0)  # NaN stays

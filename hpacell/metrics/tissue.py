@@ -113,7 +113,7 @@ def _mean(table: pd.DataFrame, level: str, name: str, n_bootstrap: int, seed: in
     row = {"level": level, "organ": name if level == "organ" else "", "image": name, "n_images": len(table), **sums}
     row |= {"n_empty": int((table["n_truth"] == 0).sum())} | dict(zip(SCORES, means[0], strict=True))
     if n_bootstrap:
-        for i, (low, high) in enumerate(zip(*bootstrap_interval(means, len(table)), strict=True)):
+        for i, (low, high) in enumerate(zip(*bootstrap_interval(means, known.sum(axis=0)), strict=True)):
             row |= {f"{SCORES[i]}_low": low, f"{SCORES[i]}_high": high}
     return row
 
@@ -170,7 +170,7 @@ def score_tissue(
         images ("mean"; `image` is "all"). Columns: level, organ, image, n_images, n_truth, n_pred and n_ignored (pixels),
         n_empty (images without any tissue); dice (foreground), dice_with_background (mean of the Dice of foreground and
         background), precision and recall of pixels. Rows of organs and of all are means over images, each counting once;
-        NaN is left out. With a bootstrap also the ends of 95 % intervals as `<score>_low` and `_high`, NaN for one image.
+        NaN is left out. With a bootstrap also the ends of 95 % intervals as `<score>_low` and `_high`, NaN for fewer than 8 images.
 
     Raises
     ------

@@ -142,7 +142,7 @@ def image_difference(first: pd.DataFrame, other: pd.DataFrame, n_bootstrap: int 
     weights = bootstrap_counts(len(each), n_bootstrap, seed)[:, known]
     count = weights.sum(axis=1)
     means = np.divide(weights @ each[known], count, out=np.full(len(count), np.nan), where=count > 0)
-    low, high = bootstrap_interval(means, len(each), (-1, 1))
+    low, high = bootstrap_interval(means, known.sum(), (-1, 1))
     return {"difference": float(means[0]), "difference_low": float(low), "difference_high": float(high)}
 
 # %% ../../nbs/92_pipeline.outcomes.ipynb #09b12c66

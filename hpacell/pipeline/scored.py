@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..feed.choice import target_array
 from ..files import read_table
-from ..metrics.bootstrap import N_DRAWS, bootstrap_average_precision, bootstrap_counts, bootstrap_interval
+from ..metrics.bootstrap import MIN_CARRIERS, N_DRAWS, bootstrap_average_precision, bootstrap_counts, bootstrap_interval
 
 # %% ../../nbs/91_pipeline.scored.ipynb #3d6ce39e
 TRUE, INHERITED = "the true locations of the cells", "the labels of the fields"
@@ -106,7 +106,7 @@ def paired_difference(first: ScoredCells, other: ScoredCells, n_bootstrap: int =
     -------
     dict or None
         difference (other minus first, over the locations that both can score), difference_low, difference_high (95 %; NaN
-        for fewer than 8 fields).
+        for fewer than 8 fields, or where fewer than 3 carry any of the locations).
         None where they were not scored on the same fields, two at the least, and against the same kind of truth.
     """
     parts = [scored.by_group() for scored in (first, other)]
@@ -124,7 +124,9 @@ def paired_difference(first: ScoredCells, other: ScoredCells, n_bootstrap: int =
     if missing[0].all():
         return None
     each = np.ma.masked_array(scores[1] - scores[0], missing).mean(axis=1).filled(np.nan)
-    low, high = bootstrap_interval(each, len(fields[0]), (-1, 1))
+    truth, _, ids = parts[0]
+    carriers = len(np.unique(np.asarray(ids)[truth[:, [first.locations.index(name) for name in shared]].any(axis=1)]))
+    low, high = bootstrap_interval(each, len(fields[0]) if carriers >= MIN_CARRIERS else 0, (-1, 1))
     return {"difference": float(each[0]), "difference_low": float(low), "difference_high": float(high)}
 
 # %% ../../nbs/91_pipeline.scored.ipynb #7053a47c
