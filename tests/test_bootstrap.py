@@ -26,6 +26,7 @@ from hpacell.metrics.chance import (
     small_sample_bias,
     untruncated_share,
 )
+from hpacell.metrics.locations import score_locations, summarise_locations
 from hpacell.metrics.tissue import summarise_tissue
 
 
@@ -87,6 +88,23 @@ def test_no_interval_where_nothing_is_known():
     assert np.isnan(many).tolist() == [[True, False]] * 2
 
 
+def test_groups_without_a_score_do_not_count():
+    images = pd.DataFrame({"level": "image", "organ": "lung", "image": [f"i{n}" for n in range(20)], "n_truth": 9, "n_pred": 9, "n_ignored": 0})
+    values = np.linspace(0.5, 0.9, 20)
+    images = images.assign(dice=values, dice_with_background=values, precision=values, recall=np.where(np.arange(20) < 7, values, np.nan))
+    row = summarise_tissue(images, n_bootstrap=50).iloc[-1]
+    assert np.isnan(row.recall_low) and np.isfinite(row.dice_low)
+
+
+def test_one_field_with_a_location_says_nothing():
+    truth, pred = (np.arange(100) == 0)[:, None], np.linspace(1, 0, 100)[:, None]
+    found = summarise_locations(truth, pred, ["a"], groups=np.arange(100), n_bootstrap=100)
+    assert found["macro_average_precision"] == 1 and found["macro_average_precision_low"] is None
+    three = (np.arange(100) < 3)[:, None]
+    table = score_locations(three, pred, ["a"], groups=np.arange(100), n_bootstrap=100)
+    assert table.average_precision_low[0] == 0  # three fields without any error: nothing is excluded
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10**6), st.integers(MIN_GROUPS, 60))
 def test_an_interval_holds_its_score_and_stays_within_the_limits(seed, n):
@@ -108,6 +126,11 @@ def test_groups_are_numbered_by_name():
     assert group_codes(["b", "a", "b"], 3).tolist() == [1, 0, 1]
     assert group_codes(pd.Series(["b", "a", "b"], index=[5, 6, 7]), 3).tolist() == [1, 0, 1]
     assert group_codes([3, 20, 3], 3).tolist() == [1, 0, 1]
+    for missing in (None, np.nan, pd.NA):
+        with pytest.raises(ValueError, match="got 1 rows without"):
+            group_codes(["a", missing, "a"], 3)
+    with pytest.raises(ValueError, match="differ in type alone"):
+        group_codes([1, "1"], 2)
 
 
 @settings(deadline=None, max_examples=40)

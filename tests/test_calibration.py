@@ -253,6 +253,18 @@ def test_the_error_does_not_depend_on_the_order_of_rows():
     pd.testing.assert_frame_equal(first, again, rtol=1e-9)
 
 
+def test_one_row_a_field_is_not_said_to_be_off():
+    """Field-level scores: ten fields, one row each, calibrated; what is observed is chance."""
+    rows = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        pred = rng.random((10, 1))
+        rows.append(expected_calibration_error(rng.random((10, 1)) < pred, pred, groups=np.arange(10), n_bootstrap=200, seed=seed).iloc[0])
+    table = pd.DataFrame(rows)
+    assert table.by_chance.mean() > 0.7 * table.observed.mean()  # measured .9; without correction 0
+    assert (table.error_low > 0.01).mean() < 0.35  # measured .1; without correction 1
+
+
 def test_one_group_and_no_cell():
     truth, pred = example(30)
     table = expected_calibration_error(truth, pred, groups=["f"] * 30, n_bootstrap=20)

@@ -348,7 +348,7 @@ def test_truth_of_other_fields_is_told_and_left_out(store, trained, tmp_path):
     assert found.headline == "fields" and "cells_true" not in found.tables
     assert "knows none of the 24 test cells; give the folder truth/ of these fields" in str(found)
     (tmp_path / "cells.csv").write_text("field_id,labels\nother,cytosol\n")
-    with pytest.raises(ValueError, match="cells.csv: expected the columns field_id, cell_id and labels, got none named cell_id"):
+    with pytest.raises(ValueError, match="cells.csv: expected the columns field_id, cell_id and labels, got field_id, labels, none named cell_id"):
         evaluate_classifier(trained, store, truth=tmp_path)
 
 

@@ -38,13 +38,19 @@ def group_codes(groups: Sequence | None, n: int) -> np.ndarray:
     Raises
     ------
     ValueError
-        Another number of groups than of rows.
+        Another number of groups than of rows, a missing group, or groups that differ in type alone, such as 1 and "1".
     """
     if groups is None:
         return np.arange(n)
     if len(groups) != n:
         raise ValueError(f"expected one group for each of {n} rows, got {len(groups)}: pass the rows' field_id")
-    return pd.factorize(np.asarray(groups).astype(str), sort=True)[0]
+    values = pd.Series(list(groups), dtype=object)
+    if values.isna().any():
+        raise ValueError(f"expected a group for each row, got {int(values.isna().sum())} rows without: fill them in, or leave these rows out")
+    names = values.astype(str)
+    if names.nunique() != values.nunique():
+        raise ValueError("expected groups of one type, got some that differ in type alone, such as 1 and '1': make all of them texts")
+    return pd.factorize(names, sort=True)[0]
 
 # %% ../../nbs/36_metrics.bootstrap.ipynb #be0bedbe
 def bootstrap_counts(n_groups: int, n_bootstrap: int = 0, seed: int = 0) -> np.ndarray:

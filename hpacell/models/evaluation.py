@@ -96,8 +96,9 @@ class Evaluation:
 
     @property
     def calibration_error(self) -> float | None:
-        """Mean over the locations of how far the headline's probabilities are from what came true, beyond chance."""
-        return None if self.calibration is None or not len(self.calibration) else float(self.calibration["error"].mean())
+        """Mean over the locations of how far the headline's probabilities are from what came true, beyond chance; None for few fields."""
+        few = self.summaries[self.headline]["n_groups"] < MIN_GROUPS  # they say nothing of it
+        return None if few or self.calibration is None or not len(self.calibration) else float(self.calibration["error"].mean())
 
     def __str__(self) -> str:
         fields = f"{self.n_fields} field{'s' * (self.n_fields != 1)}"
