@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from hpacell.metrics.bootstrap import (
+    MIN_CARRIERS,
     MIN_GROUPS,
     bootstrap_average_precision,
     bootstrap_counts,
@@ -145,8 +146,11 @@ def detections(name: str, strength: float):
     true = precision_areas(hit, image, cells, np.ones((1, MANY)))[0]
 
     def interval(n: int, rng: np.random.Generator, seed: int) -> tuple:
-        values = precision_areas(*draw(n, rng), bootstrap_counts(n, DRAWS, seed))
-        return tuple(map(float, bootstrap_interval(values, n)))
+        hit, image, cells = draw(n, rng)
+        if (cells > 0).sum() < MIN_CARRIERS:
+            return np.nan, np.nan
+        values = precision_areas(hit, image, cells, bootstrap_counts(n, DRAWS, seed))
+        return tuple(map(float, bootstrap_interval(values, n, n_evidence=(cells > 0).sum())))
 
     return name, true, interval
 

@@ -228,8 +228,8 @@ def test_a_calibrated_model_is_not_said_to_be_off(n_fields):
         truth, pred, fields = calibrated(n_fields, 1, seed)
         rows.append(expected_calibration_error(truth, pred, groups=fields, n_bootstrap=200, seed=seed).iloc[0])
     table = pd.DataFrame(rows)
-    assert table.observed.mean() > {10: 0.09, 50: 0.04}[n_fields]  # what chance shows: 0.11 and 0.05
-    assert table.error.mean() < {10: 0.05, 50: 0.025}[n_fields]  # measured in 100 sets: 0.028 and 0.014
+    assert table.observed.mean() > 0.04  # what chance shows: 0.05 for both, in 2 and in 10 bins
+    assert table.error.mean() < {10: 0.035, 50: 0.025}[n_fields]  # measured in 100 sets: 0.022 and 0.015
     assert (table.error_low <= 0.0015).sum() >= 34  # of 40; 95 and 94 of 100 measured, 34 of 40 or more in 99.7 of 100 tries
 
 

@@ -147,6 +147,8 @@ def bootstrap_interval(
 def _rule_of_three(score: np.ndarray, n_groups: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Distances (2, N) of the ends from scores (N,) on which all draws agree: known at the limits alone, else NaN."""
     apart = np.full((2, len(score)), np.nan)
+    if not np.isfinite(limits[1] - limits[0]):
+        return apart
     far = -np.log(0.025) / np.maximum(n_groups, 1) * (limits[1] - limits[0])
     apart = np.where(score >= limits[1], [-far, 0 * far], np.where(score <= limits[0], [0 * far, far], apart))
     return np.where(np.isfinite(apart).all(axis=0), apart, np.nan)
