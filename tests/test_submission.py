@@ -14,7 +14,13 @@ from pycocotools import mask as coco
 from hpacell.cells.measurements import measure_cells
 from hpacell.masks.rle import encode_hpa, encode_labels_rle
 from hpacell.metrics.detections import score_detections
-from hpacell.metrics.submission import SubmissionScore, read_submission, score_submission, validate_submission, write_submission
+from hpacell.metrics.submission import (
+    SubmissionScore,
+    read_submission,
+    score_submission,
+    validate_submission,
+    write_submission,
+)
 from hpacell.metrics.triples import read_true_cells
 from hpacell.vocabulary import LOCATIONS
 
