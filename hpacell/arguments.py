@@ -238,7 +238,10 @@ def _add_import(commands) -> None:
         "hpacell import data/crops --out data/store --labels data/crops/labels.csv", "hpacell import data/crops --channels protein,nucleus --size 128 --out data/store",
         "hpacell import data/images --boxes data/boxes.csv --size 64 --out data/store",
     )  # fmt: skip
-    parser.add_argument("crops", metavar="CROPS", help="folder of crops, a CSV of their paths, or an array .npy (N, height, width, channels); with --boxes, images")
+    parser.add_argument(
+        "crops", metavar="CROPS",
+        help=f"folder of crops, a CSV of their paths, an array .npy (N, height, width, channels), or what export has written ({', '.join(EXPORTS)}); with --boxes, images",
+    )  # fmt: skip
     parser.add_argument("--out", required=True, metavar="STORE", help="folder of the new store")
     parser.add_argument("--labels", metavar="CSV", help="labels of the crops or of their fields, e.g. with the columns ID,Label")
     parser.add_argument("--boxes", metavar="CSV", help="boxes that people drew around cells of whole images, with the class of each; a crop is cut around every box")
@@ -297,6 +300,14 @@ def _add_train(commands) -> None:
     parser.add_argument("--truth", metavar="FOLDER", help="folder truth/ of simulated fields, to score each cell against what it really is")
 
 # %% ../nbs/98_arguments.ipynb #b5dda8d1
+def _method_of_the_model(text: str) -> str:
+    """Refuse a method: the store that a model was trained on says how its cells are found."""
+    raise argparse.ArgumentTypeError(
+        f"expected none, since predict finds cells by the method of the store that the model was trained on, got {text!r}: "
+        "leave it out, or extract and train with that method"
+    )
+
+
 def _add_predict(commands) -> None:
     """predict."""
     parser = _new_command(
@@ -305,6 +316,7 @@ def _add_predict(commands) -> None:
     )  # fmt: skip
     add_fields(parser)
     add_reading(parser)
+    parser.add_argument("--method", type=_method_of_the_model, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # refused, with the reason
     parser.add_argument("--model", required=True, metavar="RUN_OR_WEIGHTS", help="a run, a model's folder or its weights")
     parser.add_argument("--out", metavar="FOLDER", required=True, help="folder for cells.parquet, submission.csv, overlays/ and maps/")
     parser.add_argument("--overlays", metavar="N", type=whole_number(-1), default=-1, help="the most pictures to draw; -1 for all (default: -1)")

@@ -251,7 +251,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument(
         "--method", default="auto", metavar="METHOD",
-        help=f"how cells are found: {', '.join(METHODS)}, the folder of a segmenter that you trained, or module:function of your own (default: auto, the best that is measured)",
+        help=f"how cells are found: {', '.join(METHODS)}, the folder of a segmenter that you trained, the name of an entry point in the group hpacell.segmenters, or module:function of your own (default: auto, the best that is measured)",
     )  # fmt: skip
     parser.add_argument(
         "--border", default="keep", **one_of("border rule", BORDERS),

@@ -101,6 +101,7 @@ def test_the_words_are_those_of_the_networks():
         ("extract f --out s --methd auto", "got --methd auto: did you mean '--method'? see hpacell extract --help"),
         ("runs more", "expected options of hpacell runs, got more; see hpacell runs --help"),
         ("train s --out m --weak max2", "did you mean 'max'?"),
+        ("predict f --model m --out o --method own:segment", "expected none, since predict finds cells by the method of the store that the model was trained on, got 'own:segment': leave it out"),
     ],
 )
 def test_a_slip_is_answered_with_the_nearest_word(words, message, capsys):
@@ -154,3 +155,11 @@ def test_a_run_counts_steps_and_the_bar_of_fields_reaches_the_terminal(tmp_path,
         shown = os.read(master, 65536).decode()
     os.close(master)
     assert "extract:" in shown and "field" in shown and "cell" not in shown and "0/3 [00:00<" in shown
+
+
+def test_help_names_all_that_is_taken():
+    commands = make_parser().commands
+    shown = {name: " ".join(commands[name].format_help().split()) for name in ("segment", "import", "predict")}
+    assert "the name of an entry point in the group hpacell.segmenters" in shown["segment"]
+    assert "what export has written (tfrecord, webdataset, png, hdf5, zarr)" in shown["import"]
+    assert "--method" not in shown["predict"], "the store of its model says it"

@@ -190,7 +190,7 @@ def test_a_resumed_run_keeps_its_name_and_start(tmp_path, executed, monkeypatch)
     assert {key: again[key] for key in kept} == {key: first[key] for key in kept}
     assert again["name"] == "mine" and again["resumed"] == ["2026-01-02T04:00:00Z"]
     assert executed == ["train_classifier", "extract", "predict"], "nothing is executed twice"
-    with pytest.raises(FileNotFoundError, match="expected the id or the folder of a run, got mine-7.*see hpacell runs"):
+    with pytest.raises(FileNotFoundError, match=f"a run, got mine-7, which has no run.json there or in {tmp_path / 'runs'}: give the run's folder, or --runs FOLDER; see hpacell runs"):
         run(None, runs=tmp_path / "runs", resume="mine-7")
 
 

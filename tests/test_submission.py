@@ -14,7 +14,13 @@ from pycocotools import mask as coco
 from hpacell.cells.measurements import measure_cells
 from hpacell.masks.rle import encode_hpa, encode_labels_rle
 from hpacell.metrics.detections import score_detections
-from hpacell.metrics.submission import read_submission, score_submission, validate_submission, write_submission
+from hpacell.metrics.submission import (
+    SubmissionScore,
+    read_submission,
+    score_submission,
+    validate_submission,
+    write_submission,
+)
 from hpacell.metrics.triples import read_true_cells
 from hpacell.vocabulary import LOCATIONS
 
@@ -404,7 +410,7 @@ def test_the_files_give_the_score_of_the_tables(tmp_path):
     assert score.notes == ["left out of the mean: " + ", ".join(f"{row.location} ({row.n_pred} predictions, no true cell)" for row in absent.itertuples())]
     lines = str(score).splitlines()
     assert lines[0].split()[:3] == ["location", "n_truth", "n_pred"] and len(lines) == 22
-    assert lines[-1].startswith(f"Mean average precision at mask IoU 0.6: {score.summary['average_precision']:.3f} no interval: 2 fields are too few")
+    assert lines[-1].startswith(f"Mean average precision at mask IoU 0.6: {score.summary['average_precision']:.3f} (no interval: 2 fields are too few, 8 are needed), over")
     assert lines[-1].endswith(f"over {score.summary['n_locations']} locations in 2 fields")
 
 
@@ -434,7 +440,29 @@ def test_repeated_and_empty_masks_are_scored_and_told(tmp_path):
     (tmp_path / "s.csv").write_text(f"{header}f,60,40,0 0.9 {EMPTY} 0 0.8 {GOOD} 0 0.7 {GOOD}\n")
     score = score_submission(tmp_path / "s.csv", tmp_path / "t.csv")
     assert score.summary["average_precision"] == 0.5 and len(score.notes) == 2  # an empty mask above the only hit
-    assert "no interval: 1 field" in str(score).splitlines()[-1]
+    assert "0.500 (no interval: 1 field is too few, 8 are needed), over 1 location in 1 field" in str(score).splitlines()[-1]
+
+
+def test_an_interval_is_printed_without_further_brackets():
+    summary = {"average_precision": 0.5, "average_precision_low": 0.4, "average_precision_high": 0.6, "n_fields": 9, "n_locations": 2, "iou": 0.6}
+    table = pd.DataFrame({"location": ["nucleoli"], "n_truth": [1], "n_pred": [1]})
+    assert str(SubmissionScore(table, summary, [], [])).endswith("0.500 [0.400, 0.600], over 2 locations in 9 fields")
+
+
+def test_a_cell_that_is_not_outlined_or_has_no_labels_makes_false_alarms(tmp_path):
+    """As the README says of a truth that people make."""
+    image = np.zeros((40, 60), np.int32)
+    for number, column in enumerate((0, 20, 40), 1):
+        image[5:20, column : column + 10] = number
+    masks = encode_labels_rle(image)
+    cells = pd.DataFrame({"field_id": "f", "rle": masks, "p_nucleoli": [0.9, 0.8, 0.7]})
+    write_submission(tmp_path / "s.csv", cells, pd.DataFrame({"field_id": ["f"], "height": [40], "width": [60]}))
+    truth = {"field_id": "f", "rle": masks, "height": 40, "width": 60}
+    for name, labels, kept in (("all", ["nucleoli"] * 3, 3), ("unjudged", ["", "nucleoli", "nucleoli"], 3), ("missing", ["nucleoli"] * 3, 2)):
+        table = pd.DataFrame(truth | {"labels": labels})
+        table[-kept:].to_csv(tmp_path / f"{name}.csv", index=False)
+    scores = {name: score_submission(tmp_path / "s.csv", tmp_path / f"{name}.csv").summary["average_precision"] for name in ("all", "unjudged", "missing")}
+    assert scores == pytest.approx({"all": 1, "unjudged": 2 / 3, "missing": 2 / 3})
 
 
 def test_nothing_is_scored_where_the_submission_is_not_valid(tmp_path):

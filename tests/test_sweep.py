@@ -434,7 +434,7 @@ def test_a_sweep_is_executed_by_one_process(tmp_path, notebooks):
     path.write_text(json.dumps(record | {"status": "running", "pid": 2**22 + 1}))
     notebooks.done = []
     assert run_sweep(None, tmp_path / "runs", resume=record["id"])["status"] == "finished" and notebooks.done == []
-    with pytest.raises(FileNotFoundError, match="got zoo-7, which has no sweep.json"):
+    with pytest.raises(FileNotFoundError, match=f"got zoo-7, which has no sweep.json there or in {tmp_path / 'runs'}: give the run's folder, or --runs FOLDER"):
         find_sweep("zoo-7", tmp_path / "runs")
 
 
@@ -496,7 +496,32 @@ def test_one_table(made_up):
     assert table["difference_low"][1] <= table["difference"][1] <= table["difference_high"][1] < 0
     text = str(compared)
     assert "nan" not in text.lower().replace("got nan", "") and re.search(r"0\.\d{3} \[0\.\d{3}, [01]\.\d{3}\]", text)
-    assert "Scores: mean average precision" in text and "Differences: to good" in text
+    assert "Scores: mean average precision, 95 % intervals over fields." in text
+    assert "Differences: to good on the same test fields, 95 % intervals of the paired difference." in text
+
+
+def test_no_intervals_are_claimed_where_none_is_shown(made_up, tmp_path):
+    import shutil
+
+    for name in ("good", "poor"):
+        shutil.copytree(made_up / name, tmp_path / name)
+        record = (tmp_path / name / "run.json").read_text().replace(str(made_up / name), str(tmp_path / name))
+        (tmp_path / name / "run.json").write_text(record)
+        cells = pd.read_parquet(tmp_path / name / "model" / "test_cells.parquet")
+        cells[cells["field_id"].isin(sorted(set(cells["field_id"]))[:7])].to_parquet(tmp_path / name / "model" / "test_cells.parquet")
+        path = tmp_path / name / "metrics_train_classifier.json"
+        metrics = json.loads(path.read_text())
+        for end in ("low", "high"):
+            metrics["summaries"]["cells_true"][f"macro_average_precision_{end}"] = None
+        path.write_text(json.dumps(metrics | {"n_test_fields": 7}))
+    compared = compare_runs(read_runs([tmp_path / "good", tmp_path / "poor"]))
+    assert compared.table["difference"][1] < 0 and "%" not in str(compared)
+    assert compared.notes[0] == "Scores: mean average precision, no intervals: fewer than 8 test fields. Cells against their true locations."
+    assert "Differences: to good on the same test fields, no intervals: fewer than 8 test fields." in compared.notes
+    for name in ("good", "poor"):
+        path = tmp_path / name / "metrics_train_classifier.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"n_test_fields": 8}))
+    assert "no intervals: too few test fields carry what is scored" in compare_runs(read_runs([tmp_path / "good"])).notes[0]
 
 
 def test_precisions_by_location(made_up):
@@ -678,6 +703,8 @@ def test_a_damaged_record_is_a_row(tmp_path, made_up, text):
 
 
 def test_nothing_to_compare(tmp_path, capsys):
+    assert main(["compare", "zoo-7", "--runs", str(tmp_path / "runs")]) == 2
+    assert f"got zoo-7, which has neither run.json nor sweep.json there or in {tmp_path / 'runs'}: give the run's folder, or --runs FOLDER" in capsys.readouterr().err
     with pytest.raises(ValueError, match="expected runs or a sweep to compare, got none"):
         read_runs([])
     assert main(["compare", "nothing", "--runs", str(tmp_path)]) == 2

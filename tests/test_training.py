@@ -102,7 +102,8 @@ def test_one_test_field_gives_no_interval(store, tmp_path):
     assert shown.startswith("Scores on 1 field (4 cells)")
     assert shown.endswith("1 field is too few for intervals: label more, so that 8 or more are kept for the scores.")
     if found.summaries[found.headline]["macro_average_precision"] is not None:
-        assert "(no interval: 1 field is too few, 8 are needed)" in shown and found.metrics()["interval"] == "no interval: 1 field is too few, 8 are needed"
+        n = found.summaries[found.headline]["n_locations"]
+        assert f" over {n} location{'s' * (n != 1)} (no interval: 1 field is too few, 8 are needed)" in shown and found.metrics()["interval"] == "no interval: 1 field is too few, 8 are needed"
     else:
         assert "nothing to score, since none of them shows a location that was learned" in shown
     json.dumps(found.metrics(), allow_nan=False)

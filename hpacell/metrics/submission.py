@@ -273,9 +273,10 @@ class SubmissionScore:
         shown = self.table[self.table["n_truth"] + self.table["n_pred"] > 0]
         mean = "none, since the truth shows no location" if found["average_precision"] is None else f"{found['average_precision']:.3f}"
         interval = describe_interval(found["average_precision_low"], found["average_precision_high"], found["n_fields"])
+        shown_interval = interval if interval.startswith("[") else f"({interval})"
         over = f"{count_of(found['n_locations'], 'location')} in {count_of(found['n_fields'], 'field')}"
         lines = [shown.round(3).to_string(index=False, na_rep="-"), *self.notes]
-        return "\n".join([*lines, f"Mean average precision at mask IoU {found['iou']:g}: {mean} {interval}, over {over}"])
+        return "\n".join([*lines, f"Mean average precision at mask IoU {found['iou']:g}: {mean} {shown_interval}, over {over}"])
 
 # %% ../../nbs/48_metrics.submission.ipynb #6867e368
 def _against_truth(rows: list[tuple[int, SubmittedField]], fields: pd.DataFrame) -> list[str]:

@@ -23,6 +23,7 @@ from ..metrics.bootstrap import MIN_GROUPS, N_DRAWS
 from ..metrics.gaps import count_sides, describe_gaps, find_gaps
 from ..metrics.locations import describe_against_chance, describe_score_interval, score_locations, summarise_locations
 from ..metrics.truth import true_labels
+from ..vocabulary import count_of
 from .blocks import keras, layers
 from .card import TrainedClassifier
 from .places import CARD_NAME, UNFINISHED_NAME, look_for_model
@@ -125,7 +126,7 @@ def _describe_scores(found: dict) -> str:
         return "nothing to score, since none of them shows a location that was learned"
     interval = describe_score_interval(found)
     return (
-        f"mean average precision {precision:.3f} {interval if interval.startswith('[') else f'({interval})'}, "
+        f"mean average precision {precision:.3f} over {count_of(found['n_locations'], 'location')} {interval if interval.startswith('[') else f'({interval})'}, "
         f"{describe_against_chance(found)}; "
         f"macro F1 {found['macro_f1']:.3f}, micro F1 {found['micro_f1']:.3f}"
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..models.places import WEIGHTS_NAME
-from ..metrics.bootstrap import N_DRAWS
+from ..metrics.bootstrap import MIN_GROUPS, N_DRAWS
 from .compared import MEASURES, ComparedRun
 from .outcomes import image_difference, name_left_out, read_image_scores, readable_table
 from .scored import ScoredCells, paired_difference, read_test_cells
@@ -166,6 +166,19 @@ def _left_by(runs: Sequence[ComparedRun], name: str, read: Callable[[Path, Compa
     return found, notes
 
 # %% ../../nbs/96_pipeline.comparison.ipynb #f61f5afa
+def _shows(table: pd.DataFrame, name: str) -> bool:
+    """Whether any run has a value in a column."""
+    return name in table and bool(table[name].notna().any())
+
+
+def _why_no_intervals(runs: Sequence[ComparedRun], drawn: str) -> str:
+    """The reason why no score or difference of these runs has an interval."""
+    counts = [run.scores.get("n_test_fields") or run.scores.get("organs", {}).get("all", {}).get("n_images") for run in runs]
+    if all(n is not None and n < MIN_GROUPS for n in counts):
+        return f"no intervals: fewer than {MIN_GROUPS} test {drawn}"
+    return f"no intervals: too few test {drawn} carry what is scored, none was drawn, or all draws agree"
+
+
 def _notes_of(table: pd.DataFrame, runs: Sequence[ComparedRun]) -> list[str]:
     """What the scores are of, and what stands in the way of comparing them."""
     notes = []
@@ -173,13 +186,15 @@ def _notes_of(table: pd.DataFrame, runs: Sequence[ComparedRun]) -> list[str]:
     scored = {(*MEASURES[run.kind], run.scored) for run in runs if run.scored}
     if len(scored) == 1:
         measure, drawn, words = scored.pop()
-        notes.append(f"Scores: {measure}, 95 % intervals over {drawn}. {words}.")
+        said = f"95 % intervals over {drawn}" if _shows(table, "low") else _why_no_intervals(done, drawn)
+        notes.append(f"Scores: {measure}, {said}. {words}.")
     elif scored:
         notes.append(f"The scores are not of the same kind ({'; '.join(sorted(f'{measure}: {words}' for measure, _, words in scored)).lower()}): do not compare them across kinds.")
     notes += [f"{run.name}: {sentence}" for run in done for sentence in name_left_out(run.scores, run.kind)]
     drawn, left = ("images", "scores.csv") if runs and runs[0].kind == "tissue" else ("fields", "test_cells.parquet")
-    if "difference" in table and table["difference"].notna().any():
-        notes.append(f"Differences: to {table['run'][0]} on the same test {drawn}, 95 % intervals of the paired difference.")
+    if _shows(table, "difference"):
+        said = "95 % intervals of the paired difference" if _shows(table, "difference_low") else _why_no_intervals(done, drawn)
+        notes.append(f"Differences: to {table['run'][0]} on the same test {drawn}, {said}.")
     if len(done) > 1 and ("difference" not in table or table["difference"].notna().sum() < len(done) - 1):
         notes.append(f"Without a difference: a run scored on other test {drawn} than the first, or one whose {left} is not there.")
     return notes

@@ -120,6 +120,12 @@ def _find(given: str | Path, runs: str | Path, *names: str) -> Path | None:
     return None
 
 
+def _not_found(what: str, given: str | Path, runs: str | Path, lacks: str) -> FileNotFoundError:
+    """The error where a name and the folder of all runs lead to no record."""
+    looked = f"which has {lacks} there or in {Path(runs).absolute()}"
+    return FileNotFoundError(f"expected the id or the folder of {what}, got {given}, {looked}: give the run's folder, or --runs FOLDER; see hpacell runs")
+
+
 def find_run(run: str | Path, runs: str | Path = "runs") -> Path:
     """Find the folder of a run.
 
@@ -142,7 +148,7 @@ def find_run(run: str | Path, runs: str | Path = "runs") -> Path:
     """
     if found := _find(run, runs, RUN_NAME):
         return found
-    raise FileNotFoundError(f"expected the id or the folder of a run, got {run}, which has no {RUN_NAME} there or in {runs}: see hpacell runs")
+    raise _not_found("a run", run, runs, f"no {RUN_NAME}")
 
 
 def find_sweep(sweep: str | Path, runs: str | Path = "runs") -> Path:
@@ -167,7 +173,7 @@ def find_sweep(sweep: str | Path, runs: str | Path = "runs") -> Path:
     """
     if found := _find(sweep, runs, SWEEP_NAME):
         return found
-    raise FileNotFoundError(f"expected the id or the folder of a sweep, got {sweep}, which has no {SWEEP_NAME} there or in {runs}: see hpacell runs")
+    raise _not_found("a sweep", sweep, runs, f"no {SWEEP_NAME}")
 
 
 def find_compared(given: str | Path, runs: str | Path = "runs") -> Path:
@@ -192,7 +198,7 @@ def find_compared(given: str | Path, runs: str | Path = "runs") -> Path:
     """
     if found := _find(given, runs, SWEEP_NAME, RUN_NAME):
         return found
-    raise FileNotFoundError(f"expected the id or the folder of a run or a sweep, got {given}, which has neither {RUN_NAME} nor {SWEEP_NAME}: see hpacell runs")
+    raise _not_found("a run or a sweep", given, runs, f"neither {RUN_NAME} nor {SWEEP_NAME}")
 
 # %% ../../nbs/87_pipeline.records.ipynb #e0405ebf
 def read_record(path: str | Path) -> dict:
