@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .arguments import make_parser
-from .exits import BROKEN_PIPE, end_process, flush_output
+from .exits import BROKEN_PIPE, end_process, is_unread
 from .options import owned_folder, reading_of, runs_folder_of, scale_of, workers_of
 from .vocabulary import count_of
 
@@ -373,7 +373,7 @@ def _answer(words: Sequence[str]) -> int:
         with owned_folder(parsed):
             return COMMANDS[parsed.command](parsed)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and flush_output(sys.stdout) == BROKEN_PIPE:  # who reads what we print has gone
+        if isinstance(error, BrokenPipeError) and (is_unread(sys.stdout) or is_unread(sys.stderr)):  # who reads what we print has gone
             return BROKEN_PIPE
         if os.environ.get("HPACELL_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()

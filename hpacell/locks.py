@@ -103,7 +103,7 @@ def _acquire(folder: Path, name: str) -> tuple[filelock.BaseFileLock | None, lis
             lock.acquire(timeout=0)
             return lock, made
         except (FileExistsError, NotADirectoryError):
-            raise ValueError(f"expected a folder, got {folder}, where a file lies: choose another folder") from None
+            raise ValueError(f"expected a folder, got {_describe_obstacle(folder)}") from None
         except filelock.Timeout:
             if (folder / name).exists() or attempt == 4:
                 raise FolderInUse(
@@ -117,6 +117,14 @@ def _acquire(folder: Path, name: str) -> tuple[filelock.BaseFileLock | None, lis
                 raise
             print(f"the disk of {folder} has no locks: let no other command write there at the same time", file=sys.stderr)
             return None, made
+
+
+def _describe_obstacle(folder: Path) -> str:
+    """Why a folder cannot be made, and what to do."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            return f"{path}, a link to nothing: make the folder {os.path.realpath(path)}, or choose another folder"
+    return f"{folder}, where a file lies: choose another folder"
 
 
 def _leave(folder: Path, name: str, made: list[Path], keep: bool) -> None:

@@ -64,7 +64,8 @@ def clear_results(folder: str | Path, others: Iterable[str] = ()) -> None:
     for name in names:
         if not (folder / name).is_dir():
             (folder / name).unlink(missing_ok=True)
-    for below in {folder / name for name in names for name in map(str, PurePosixPath(name).parents)} - {folder}:
+    parents = {folder / parent for name in names for parent in PurePosixPath(name).parents} - {folder}
+    for below in sorted(parents, key=lambda path: len(path.parts), reverse=True):  # the inner ones first
         if below.is_dir() and not below.is_symlink() and not any(below.iterdir()):
             below.rmdir()
     (folder / RECORD_NAME).unlink(missing_ok=True)

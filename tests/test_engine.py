@@ -94,3 +94,9 @@ print([outcome.value for outcome in map_items(eval, ["'hpacell.fields.picture' i
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.split() == ["[True,", "True]"], done.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_function_that_ends_the_process_costs_its_item_alone(workers):
+    outcomes = list(map_items(sys.exit, [3, 4], workers))
+    assert [(outcome.item, outcome.error) for outcome in outcomes] == [(3, "SystemExit: 3"), (4, "SystemExit: 4")]

@@ -189,3 +189,24 @@ def test_tables_are_read_from_memory_of_arrow(tmp_path, monkeypatch):
     assert len(read_table(tmp_path / "table.parquet")) == 2
     assert [type(source) for source in sources] == [pa.BufferReader] * 2
     assert not any(isinstance(source, pa.PythonFile) for source in sources)
+
+
+def test_what_is_lost_in_a_broken_pipe_is_no_error(root):
+    """A long text goes past the buffer: nothing is left to be flushed when the command ends."""
+    read, write = os.pipe()
+    os.close(read)
+    words = "import sys; import hpacell.cli as cli; cli.COMMANDS['runs'] = lambda parsed: print('line ' * 100_000); sys.argv = ['hpacell', 'runs']; cli.main()"
+    try:
+        done = python(root, words, stdout=write)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (BROKEN_PIPE, "")
+
+
+def test_another_pipe_that_breaks_is_an_error(root):
+    words = (
+        "import sys; import hpacell.cli as cli; import os; r, w = os.pipe(); os.close(r); "
+        "cli.COMMANDS['runs'] = lambda parsed: os.write(w, b'x'); sys.argv = ['hpacell', 'runs']; cli.main()"
+    )
+    done = python(root, words)
+    assert done.returncode == 2 and "Broken pipe" in done.stderr

@@ -332,3 +332,44 @@ def test_problems_of_an_earlier_conversion_go(tmp_path):
     assert json.loads(out.read_text())["images"] and not beside.exists() and not list(tmp_path.glob("*.partial"))
     with own_folder(f"{tmp_path / 'new.json'}.partial"), pytest.raises(FolderInUse):
         write_labelled([good], tmp_path / "new.json", "coco")
+
+
+def test_empty_folders_go_whatever_their_order(tmp_path):
+    """Each of many, since sets have another order in each process."""
+    names = [f"{i}/a/b/c/file.txt" for i in range(20)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("result")
+    record_results(tmp_path, names)
+    clear_results(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("below", ["", "/folder"])
+def test_a_link_to_nothing_is_said_to_be_one(fields, tmp_path, capsys, below):
+    link = tmp_path / "dang"
+    link.symlink_to(tmp_path / "gone")
+    assert main(["segment", str(fields), "--out", f"{link}{below}", "--method", "classical"]) == 2
+    told = capsys.readouterr().err
+    assert f"expected a folder, got {link}, a link to nothing: make the folder {tmp_path / 'gone'}, or choose another folder" in told
+    (tmp_path / "gone").mkdir()
+    with own_folder(f"{link}{below}"):
+        pass
+
+
+def test_copies_of_a_model_appear_whole(tmp_path, monkeypatch):
+    """Another process may read the copy while this one makes it: each file is there as a whole, or not at all."""
+    import fsspec
+
+    from hpacell.models import found
+
+    memory = fsspec.filesystem("memory")
+    for name in (CARD_NAME, WEIGHTS_NAME):
+        memory.pipe_file(f"/whole/{name}", b"first " + name.encode())
+    folder = found.locate_classifier("memory://whole", tmp_path)
+    before = {name: os.stat(folder / name).st_ino for name in (CARD_NAME, WEIGHTS_NAME)}
+    held = {name: (folder / name).open("rb") for name in before}
+    assert found.locate_classifier("memory://whole", tmp_path) == folder and names_in(folder) == {CARD_NAME, WEIGHTS_NAME}
+    for name, file in held.items():
+        with file:
+            assert file.read() == b"first " + name.encode() and os.stat(folder / name).st_ino != before[name]

@@ -18,6 +18,7 @@ import pytest
 import hpacell
 import hpacell.pipeline.closure as closure
 import hpacell.pipeline.plugins as plugins
+from hpacell.cells.segmentation import segment_cells
 from hpacell.cli import main
 from hpacell.feed.store import read_store
 from hpacell.fields.find import FieldSource, find_fields
@@ -60,6 +61,10 @@ def spoil(image, channels):
 
 def ours(image, channels):
     return segment_nuclei(image, channels), None
+
+
+def dark(image, channels):
+    return (image[..., 0] < 120).astype(int), None
 
 
 def declared(image, channels):
@@ -181,7 +186,7 @@ def test_a_module_that_breaks_is_told(tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="expected a module broken_segmenters that can be imported, got ZeroDivisionError: division by zero: correct it"):
         check_method("broken_segmenters:segment")
     (tmp_path / "lacking_segmenters.py").write_text("import no_such_library\n")
-    with pytest.raises(ValueError, match="got none named no_such_library"):
+    with pytest.raises(ValueError, match="got No module named 'no_such_library': install no_such_library, which it imports"):
         check_method("lacking_segmenters:segment")
 
 
@@ -391,3 +396,55 @@ def test_a_workflow_takes_it(place, tmp_path, monkeypatch):
     store = read_store(tmp_path / "store")
     assert len(store) > 3 * N and store.manifest["parameters"]["method"] == own("segment")
     assert json.loads(next((tmp_path / "runs").rglob("metrics_extract.json")).read_text())
+
+
+# What a segmenter leaves out, and how it ends
+
+
+def write_module(folder, monkeypatch, name, text):
+    """A module on the path of this process and, by the working folder, of the workers."""
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    return name
+
+
+@pytest.mark.parametrize("command", ["segment", "extract"])
+def test_a_segmenter_that_ends_the_process_costs_its_field_alone(place, tmp_path, monkeypatch, capsys, command):
+    name = write_module(tmp_path, monkeypatch, "ending_segmenters", "import sys\n\n\ndef segment(image, channels):\n    sys.exit(0)\n")
+    assert main([command, str(place / "fields"), "--out", str(tmp_path / "out"), "--method", f"{name}:segment", "--workers", "1"]) == 1
+    quarantine = pd.read_csv(tmp_path / "out" / "quarantine.csv")
+    assert len(quarantine) == N and quarantine["reason"].str.startswith("expected two label images, (nuclei, cells), from ending_segmenters:segment, got SystemExit: 0").all()
+    assert "quarantined" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sys\nsys.exit(0)\n", "expected a module odd_segmenters that can be imported, got SystemExit: 0: correct it"),
+        ("import math\nmath.nothing\n", "expected a module odd_segmenters that can be imported, got AttributeError: module 'math' has no attribute 'nothing'"),
+        ("import no_such_library.part\n", "expected a module odd_segmenters that can be imported, got No module named 'no_such_library': install no_such_library, which it imports"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_says_why(place, tmp_path, monkeypatch, capsys, text, said):
+    name = write_module(tmp_path, monkeypatch, "odd_segmenters", text)
+    assert main(["segment", str(place / "fields"), "--out", str(tmp_path / "out"), "--method", f"{name}:segment"]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_cells_that_it_does_not_find_are_found_around_its_nuclei(place, field, tmp_path):
+    found = hpacell.segment(field, own("ours"))
+    np.testing.assert_array_equal(found.cells, segment_cells(field.image, found.nuclei, field.channels))
+    assert (found.cells > 0).sum() > 1.5 * (found.nuclei > 0).sum()
+    report = segment_fields(place / "fields", tmp_path / "masks", method=own("ours"), workers=1)
+    assert report.fields["n_cells"].notna().all() and (report.fields["n_cells"] == report.fields["n_nuclei"]).all()
+    np.testing.assert_array_equal(read_labels(tmp_path / "masks" / f"{field.field_id}_cells.png"), found.cells)
+    store = extract_fields(place / "fields", tmp_path / "store", settings=ExtractSettings(32, method=own("ours")), workers=1).store
+    assert (store.index["field_id"] == field.field_id).sum() == found.cells.max()
+
+
+def test_nuclei_alone_stay_alone(field, place):
+    nucleus = field.image[..., [list(field.channels).index("nucleus")]]
+    assert hpacell.segment(Field("alone", nucleus, ("nucleus",)), own("ours")).cells is None
+    section = np.full((*field.image.shape[:2], 3), 220, np.uint8)
+    section[40:60, 40:60] = 90
+    assert hpacell.segment(Field("section", section, ("nucleus", "protein", "er")), own("dark")).cells is None

@@ -18,6 +18,7 @@ import yaml
 from hpacell.cli import main
 from hpacell.files import fingerprint, write_json
 from hpacell.locks import own_folder
+from hpacell.pipeline import compared as compared_module
 from hpacell.pipeline import records as records_module
 from hpacell.pipeline import runs as runs_module
 from hpacell.pipeline import sweep as sweep_module
@@ -508,3 +509,24 @@ def test_runs_of_two_working_folders_differ_in_it(project, steps):
         run("mine.yaml", working_folder=place)
     table = compare_runs(read_runs([path.parent for path in Path("runs").glob("*/run.json")]), 0).table
     assert set(table["working_folder"]) == {str(project), str(project.parent / "two")}
+
+
+def test_folders_of_a_moved_run_are_told_by_their_parts(tmp_path):
+    """The names of other runs may begin with that of this one."""
+    run, record = tmp_path / "now" / "a-1", {"folder": "/old/runs/a-1"}
+    values = {"store": "/old/runs/a-1-1/store", "model": "/old/runs/a-1/model", "all": ["/old/runs/a-1", "/my/old/runs/a-1/x"], "to": "file:///old/runs/a-1/x"}
+    assert compared_module._as_it_lies(values, record, run) == {
+        "store": "/old/runs/a-1-1/store", "model": f"{run}/model", "all": [str(run), "/my/old/runs/a-1/x"], "to": f"file://{run}/x",
+    }  # fmt: skip
+    run.mkdir(parents=True)
+    write_json(run.parent / "sweep.json", {})
+    values = {"store": "/old/runs/shared/store", "other": "/old/runs-2/store", "model": "/old/runs/a-1/model"}
+    assert compared_module._as_it_lies(values, record, run) == {"store": f"{run.parent}/shared/store", "other": "/old/runs-2/store", "model": f"{run}/model"}
+
+
+def test_own_folders_in_a_comparison_are_told_by_their_parts(tmp_path):
+    run = tmp_path / "runs" / "a-1"
+    values = {"model": f"{run}/model", "first": f"{run}-1/model", "beside": f"{run.parent}-2/model", "store": f"{run.parent}/shared/store"}
+    assert compared_module._all_parameters({"mine": values}, run) == {
+        "mine.model": "{run}/model", "mine.first": "{sweep}/a-1-1/model", "mine.beside": f"{run.parent}-2/model", "mine.store": "{sweep}/shared/store",
+    }  # fmt: skip

@@ -9,7 +9,7 @@ __all__ = ['CARD_KEYS', 'find_classifier', 'locate_classifier', 'check_classifie
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import check_local, fingerprint, is_remote, path_exists, path_name, read_bytes
+from ..files import check_local, fingerprint, is_remote, path_exists, path_name, read_bytes, write_atomic
 from .places import CARD_NAME, UNFINISHED_NAME, WEIGHTS_NAME, folder_of_file, look_for_model, read_card
 from ..settings import read_settings
 
@@ -100,9 +100,9 @@ def _fetch_classifier(address: str, cache: Path) -> Path:
             got = "none" if isinstance(error, FileNotFoundError) else error
             raise FileNotFoundError(f"expected {name} at {address}, got {got}: give the address of a run or a model's folder") from None
     folder = cache / f"model-{fingerprint(*contents.values())[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
-        (folder / name).write_bytes(content)
+        with write_atomic(folder / name) as file:  # others may copy, or read, the same at this moment
+            file.write(content)
     return folder
 
 

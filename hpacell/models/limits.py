@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'MODELS', 'POOLINGS', 'WEAK', 'BALANCES', 'AUGMENTATIONS', 'CHOICES', 'LEAST', 'TISSUE_MODELS',
-           'THRESHOLD_RULES', 'TISSUE_LEAST', 'TISSUE_RANGES', 'SHARES', 'check_training']
+           'THRESHOLD_RULES', 'TISSUE_LEAST', 'TISSUE_RANGES', 'SHARES', 'BELOW', 'check_below', 'check_training']
 
 # %% ../../nbs/60_models.limits.ipynb #f68be79f
 import math
+from collections.abc import Mapping
 
+from ..feed.changes import check_changes
 from ..vocabulary import check_known, check_numbers
 
 # %% ../../nbs/60_models.limits.ipynb #a5f9fc27
@@ -42,6 +44,44 @@ TISSUE_RANGES = {
 SHARES = {"inherit_epochs": (0, 1), "inherit_weight": (0, 1)}
 
 # %% ../../nbs/60_models.limits.ipynb #de169b2c
+BELOW = {"label_smoothing": 1, "learning_rate": math.inf, "warmup": 1, "weight_decay": 1, "ema": 1}  # of a classifier: from 0 to less than that
+
+
+def check_below(what: str, value: float, least: float, below: float) -> float:
+    """Check that a number is at least one number and below another one.
+
+    Parameters
+    ----------
+    what : str
+        Its name, for the message.
+    value : float
+        The number.
+    least, below : float
+        The smallest that it may be, and what it must not reach.
+
+    Returns
+    -------
+    float
+        The number.
+
+    Raises
+    ------
+    ValueError
+        It is not, or no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < below:
+        range_ = f"of at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
+        raise ValueError(f"expected {what} {range_}, got {value!r}: correct it")
+    return float(value)
+
+# %% ../../nbs/60_models.limits.ipynb #fb0e9e0e
+def _check_augment(changes: object) -> None:
+    """The names of augmentations; their parameters are checked where these are known, with the network's library."""
+    if isinstance(changes, list | tuple):
+        changes = [next(iter(change)) if isinstance(change, Mapping) and len(change) == 1 else change for change in changes]
+    check_changes(changes, dict.fromkeys(AUGMENTATIONS, {}))
+
+# %% ../../nbs/60_models.limits.ipynb #b0cd810b
 def check_training(settings: object) -> None:
     """Check the words and the numbers of a training, and what excludes one another.
 
@@ -59,6 +99,9 @@ def check_training(settings: object) -> None:
     for name, known in CHOICES.items():
         check_known(name, getattr(settings, name), known)
     check_numbers(settings, LEAST, SHARES)
+    for name, below in BELOW.items():
+        check_below(name, getattr(settings, name), 0, below)
+    _check_augment(settings.augment)
     if not settings.test_fold < settings.n_folds:
         raise ValueError(f"expected test_fold from 0 to {settings.n_folds - 1}, got {settings.test_fold}: choose one of them")
     if settings.head == "softmax" and (settings.loss != "softmax" or settings.weak not in ("inherit", "em")):

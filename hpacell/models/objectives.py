@@ -17,17 +17,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from .limits import check_below
 from ..vocabulary import check_known
 
 # %% ../../nbs/64_models.objectives.ipynb #8e7e47d5
-def _check_range(what: str, value: float, least: float, below: float) -> float:
-    """The value as a float, if least <= value < below."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < below:
-        range_ = f"of at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
-        raise ValueError(f"expected {what} {range_}, got {value!r}: correct it")
-    return float(value)
-
-# %% ../../nbs/64_models.objectives.ipynb #a96bdbb4
 @keras.saving.register_keras_serializable("hpacell")
 class AsymmetricLoss(keras.losses.Loss):
     """Binary cross-entropy on logits in which right and absent locations count less.
@@ -68,11 +61,11 @@ class AsymmetricLoss(keras.losses.Loss):
         label_smoothing: float = 0.0, reduction: str = "sum_over_batch_size", name: str = "asymmetric", dtype=None,
     ):  # fmt: skip
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.gamma_neg = _check_range("gamma_neg", gamma_neg, 0, math.inf)
-        self.gamma_pos = _check_range("gamma_pos", gamma_pos, 0, math.inf)
-        self.clip = _check_range("clip", clip, 0, 1)
-        self.alpha = None if alpha is None else _check_range("alpha", alpha, 0, 1)
-        self.label_smoothing = _check_range("label_smoothing", label_smoothing, 0, 1)
+        self.gamma_neg = check_below("gamma_neg", gamma_neg, 0, math.inf)
+        self.gamma_pos = check_below("gamma_pos", gamma_pos, 0, math.inf)
+        self.clip = check_below("clip", clip, 0, 1)
+        self.alpha = None if alpha is None else check_below("alpha", alpha, 0, 1)
+        self.label_smoothing = check_below("label_smoothing", label_smoothing, 0, 1)
 
     def call(self, y_true, y_pred):
         targets = ops.cast(y_true, y_pred.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
@@ -116,7 +109,7 @@ class SoftmaxLoss(keras.losses.CategoricalCrossentropy):
     """
 
     def __init__(self, label_smoothing: float = 0.0, name: str = "softmax", **parameters):
-        smoothing = _check_range("label_smoothing", label_smoothing, 0, 1)
+        smoothing = check_below("label_smoothing", label_smoothing, 0, 1)
         super().__init__(**{**parameters, "from_logits": True, "label_smoothing": smoothing, "name": name})
 
     def call(self, y_true, y_pred):
@@ -131,13 +124,13 @@ class SoftmaxLoss(keras.losses.CategoricalCrossentropy):
 # %% ../../nbs/64_models.objectives.ipynb #1f0cf447
 def _bce(label_smoothing: float = 0.0) -> keras.losses.Loss:
     """Binary cross-entropy, each location by itself."""
-    smoothing = _check_range("label_smoothing", label_smoothing, 0, 1)
+    smoothing = check_below("label_smoothing", label_smoothing, 0, 1)
     return keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=smoothing, name="bce")
 
 # %% ../../nbs/64_models.objectives.ipynb #9c5c776b
 def _focal(gamma: float = 2.0, alpha: float | None = None, label_smoothing: float = 0.0) -> keras.losses.Loss:
     """Focal loss: the asymmetric one, the same for what is there and what is absent."""
-    gamma = _check_range("gamma", gamma, 0, math.inf)
+    gamma = check_below("gamma", gamma, 0, math.inf)
     return AsymmetricLoss(gamma, gamma, 0.0, alpha, label_smoothing, name="focal")
 
 # %% ../../nbs/64_models.objectives.ipynb #fe925251
@@ -297,10 +290,10 @@ def make_schedule(
         An unknown name, or a value out of range.
     """
     check_known("schedule", name, tuple(SCHEDULES))
-    _check_range("learning_rate", learning_rate, 0, math.inf)
+    check_below("learning_rate", learning_rate, 0, math.inf)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"expected steps of at least 1, got {steps!r}: give those of the whole training, epochs times batches")
-    rising = round(steps * (_check_range("warmup", warmup, 0, 1) or (0.3 if name == "one_cycle" else 0.0)))
+    rising = round(steps * (check_below("warmup", warmup, 0, 1) or (0.3 if name == "one_cycle" else 0.0)))
     after = SCHEDULES[name](float(learning_rate), max(1, steps - rising))
     schedule = Warmup(after, rising) if rising else after
     return Later(schedule, first_step) if first_step and callable(schedule) else schedule
@@ -347,8 +340,8 @@ def make_optimizer(
         An unknown name, or a value out of range.
     """
     check_known("optimizer", name, tuple(OPTIMIZERS))
-    decay = _check_range("weight_decay", weight_decay, 0, 1)
-    average = {"use_ema": True, "ema_momentum": ema} if _check_range("ema", ema, 0, 1) else {}
+    decay = check_below("weight_decay", weight_decay, 0, 1)
+    average = {"use_ema": True, "ema_momentum": ema} if check_below("ema", ema, 0, 1) else {}
     rate = make_schedule(schedule, learning_rate, steps, warmup, first_step)
     return OPTIMIZERS[name](learning_rate=rate, weight_decay=decay if name == "adamw" else decay or None, **average)
 

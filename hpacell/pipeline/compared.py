@@ -9,6 +9,7 @@ __all__ = ['MEASURES', 'ComparedRun', 'read_runs']
 import ast
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,6 @@ from ..files import read_json
 from ..models.places import CARD_NAME, UNFINISHED_NAME
 from .outcomes import card_outcome
 from .outputs import made_weights, maker_of
-from .points import SHARED
 from .records import RUN_NAME, SWEEP_NAME, fill_in, find_compared, from_working_folder, state_of, words_of
 from .templates import list_workflows, workflow_parameters
 
@@ -241,15 +241,27 @@ def _read_run(path: Path) -> ComparedRun:
     )  # fmt: skip
 
 # %% ../../nbs/93_pipeline.compared.ipynb #a81c1c79
+def _with_folders(value: object, folders: Mapping[str, str]) -> object:
+    """Texts at any depth that begin with a folder, or are an address that does, with another one in its place; the longest first."""
+    if isinstance(value, str):
+        known = "|".join(re.escape(former) for former in sorted(folders, key=len, reverse=True))
+        return re.sub(rf"^((?:[\w.+-]+://)?)({known})(?=[/\\]|$)", lambda found: found[1] + folders[found[2]], value)
+    if isinstance(value, list):
+        return [_with_folders(item, folders) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_folders(item, folders) for name, item in value.items()}
+    return value
+
+
 def _as_it_lies(values: object, record: Mapping, path: Path) -> object:
     """Parameters of a run that was moved, with its own folders where they are now."""
     former = str(record.get("folder") or path)
     if values is None or former == str(path):
         return values
-    text = json.dumps(values, default=str).replace(json.dumps(former)[1:-1], json.dumps(str(path))[1:-1])
+    folders = {former: str(path)}
     if (path.parent / SWEEP_NAME).is_file():
-        text = text.replace(json.dumps(str(Path(former).parent))[1:-1] + "/", json.dumps(str(path.parent))[1:-1] + "/")
-    return json.loads(text)
+        folders[str(Path(former).parent)] = str(path.parent)
+    return _with_folders(values, folders)
 
 # %% ../../nbs/93_pipeline.compared.ipynb #e4747310
 def _metrics_of(path: Path) -> dict[str, dict]:
@@ -272,6 +284,6 @@ def _all_parameters(params: Mapping[str, Mapping], path: Path) -> dict[str, obje
         known = workflow_parameters(step) if step in list_workflows() else {}
         defaults = {name: ast.literal_eval(parameter.default) for name, parameter in known.items()}
         for name, value in (defaults | dict(values)).items():
-            text = json.dumps(value, default=str).replace(str(path), "{run}").replace(str(path.parent / SHARED), "{sweep}/shared").replace(str(path.parent), "{sweep}")
-            found[f"{step}.{name}"] = json.loads(text)
+            plain = json.loads(json.dumps(value, default=str))
+            found[f"{step}.{name}"] = _with_folders(plain, {str(path): "{run}", str(path.parent): "{sweep}"})
     return found

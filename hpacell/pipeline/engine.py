@@ -42,7 +42,7 @@ class Outcome:
     error: str = ""
 
 # %% ../../nbs/90_pipeline.engine.ipynb #c43e3657
-def _is_sentence(error: Exception) -> bool:
+def _is_sentence(error: BaseException) -> bool:
     """Whether an error is one of hpacell's own, which say what was expected: the name of its class adds nothing."""
     if type(error).__module__.startswith("hpacell"):
         return True
@@ -52,10 +52,10 @@ def _is_sentence(error: Exception) -> bool:
 
 
 def _attempt(function: Callable, item: Any) -> Outcome:
-    """Call; an exception becomes an outcome."""
+    """Call; an exception becomes an outcome, and so does a function that wants to end the process."""
     try:
         return Outcome(item, function(item))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome(item, error=str(error) if _is_sentence(error) else f"{type(error).__name__}: {error}")
 
 # %% ../../nbs/90_pipeline.engine.ipynb #40fad86b

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..cells.planes import has_bright_ground, shows_nuclei_alone
 from ..cells.segmentation import Segmentation, drop_border, find_sizes, segment_cells, segment_nuclei
 from ..cells.sizes import shrink_labels
 from ..files import fingerprint, read_json
@@ -108,12 +109,6 @@ def _load(method: str, mark: str):
     return load_segmenter(folder_of(method))
 
 # %% ../../nbs/87_pipeline.learned.ipynb #75e413c6
-def _has_bright_ground(image: np.ndarray) -> bool:
-    """Whether most of every channel is bright: light that passed through, not light that the cells gave."""
-    seen = image[::4, ::4]
-    return bool(np.median(seen, axis=(0, 1)).min() > np.percentile(seen, 99.8) / 2)
-
-# %% ../../nbs/87_pipeline.learned.ipynb #5632af80
 def nuclear_picture(image: np.ndarray, channels: Sequence[str]) -> np.ndarray:
     """Choose the channels that a network for nuclei is to look at.
 
@@ -129,7 +124,7 @@ def nuclear_picture(image: np.ndarray, channels: Sequence[str]) -> np.ndarray:
     ndarray, (H, W, 1) or (H, W, 3)
         The channel of nuclei; of a colour picture on bright ground, a stained section, all three colours.
     """
-    return image if image.shape[2] == 3 and _has_bright_ground(image) else image[..., [list(channels).index("nucleus")]]
+    return image if image.shape[2] == 3 and has_bright_ground(image) else image[..., [list(channels).index("nucleus")]]
 
 # %% ../../nbs/87_pipeline.learned.ipynb #2415724b
 LARGE, GOOD = 60, 40  # diameters of nuclei, pixels: from which on, and to which a picture is made smaller
@@ -145,7 +140,7 @@ def _scales_for(picture: np.ndarray, pixel_um: float | None, diameter: float | N
     """In which sizes a nuclear picture is to be looked at, the one of the most nuclei first."""
     if diameter:
         return [_scale_of(diameter)]
-    if _has_bright_ground(picture):  # on it the classical method finds the ground
+    if has_bright_ground(picture):  # on it the classical method finds the ground
         return [1.0]
     usual, small = find_sizes(picture, ("nucleus",), pixel_um)
     usual, small = _scale_of(usual), max(1.0, _scale_of(small)) if small else 0.0
@@ -214,8 +209,7 @@ def segment_learned(
     if segmenter.target == "nuclei":
         picture = nuclear_picture(image, channels)
         nuclei, smallest = _find_nuclei(segmenter, picture, pixel_um, diameter)
-        alone = set(channels) == {"nucleus"} or picture.shape[2] == 3
-        return drop_border(nuclei, None if alone else segment_cells(image, nuclei, channels), border)._replace(smallest_px=smallest)
+        return drop_border(nuclei, None if shows_nuclei_alone(image, channels) else segment_cells(image, nuclei, channels), border)._replace(smallest_px=smallest)
     missing = [name for name in wanted if name not in channels]
     if missing:
         raise ValueError(f"expected the channels {', '.join(wanted)}, on which {method} was trained, got no {missing[0]}: choose another method, or fields that show it")

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..cells.segmentation import Segmentation, drop_border
+from ..cells.planes import shows_nuclei_alone
+from ..cells.segmentation import Segmentation, drop_border, segment_cells
 from ..masks.labels import check_labels
 from .closure import changed_files, code_hash
 
@@ -69,7 +70,7 @@ def _import(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         here = os.getcwd()
-        if not error.name or not f"{module}.".startswith(f"{error.name}.") or here in sys.path or "" in sys.path:
+        if not _is_or_holds(error.name, module) or here in sys.path or "" in sys.path:
             raise
     sys.path.append(here)
     importlib.invalidate_caches()
@@ -80,6 +81,24 @@ def _import(module: str) -> ModuleType:
         raise
 
 # %% ../../nbs/87_pipeline.plugins.ipynb #b38575c6
+def _is_or_holds(name: str | None, module: str) -> bool:
+    """Whether a name is that of a module, or of a package that it lies in."""
+    return bool(name) and f"{module}.".startswith(f"{name}.")
+
+
+def _import_for(method: str, module: str) -> ModuleType:
+    """The module of a method; an error that says why it cannot be imported."""
+    try:
+        return _import(module)
+    except ModuleNotFoundError as error:
+        if _is_or_holds(error.name, module):
+            raise ValueError(f"expected a module for the method {method!r}, got none named {error.name}: install it, or run in the folder where it lies") from None
+        remedy = f"install {error.name}, which it imports" if error.name else "correct it"
+        raise ValueError(f"expected a module {module} that can be imported, got {error}: {remedy}") from None
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        raise ValueError(f"expected a module {module} that can be imported, got {type(error).__name__}: {error}: correct it") from None
+
+# %% ../../nbs/87_pipeline.plugins.ipynb #ac523ab1
 def load_plugin(method: str) -> Plugin:
     """Import the segmenter of a method.
 
@@ -102,17 +121,13 @@ def load_plugin(method: str) -> Plugin:
     module, _, name = place.partition(":")
     if module == "__main__":
         raise ValueError(f"expected a module that other processes can import, got {method!r}: put the function into a file of its own, such as own.py")
+    found = imported = _import_for(method, module)
     try:
-        found = _import(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"expected a module for the method {method!r}, got none named {error.name}: install it, or run in the folder where it lies") from None
     except AttributeError:
-        known = [each for each, value in vars(_import(module)).items() if inspect.isfunction(value) and value.__module__ == module]
+        known = [each for each, value in vars(imported).items() if inspect.isfunction(value) and value.__module__ == module]
         raise ValueError(f"expected a function {name} in the module {module}, got {', '.join(known) or 'no function at all'}: correct the method {method!r}") from None
-    except Exception as error:  # whatever a module does when it is imported
-        raise ValueError(f"expected a module {module} that can be imported, got {type(error).__name__}: {error}: correct it") from None
     if not callable(found):
         raise ValueError(f"expected a function for the method {method!r}, got {type(found).__name__}: name the function that segments")
     return Plugin(place, found)
@@ -234,17 +249,24 @@ def run_plugin(
     Returns
     -------
     Segmentation
-        Nuclei and cells with the same numbers 1, 2, ...
+        Nuclei and cells with the same numbers 1, 2, ... Cells that it does not find are looked for around its nuclei, as
+        around those of any method; None where the field shows nuclei alone.
 
     Raises
     ------
     ValueError
-        It returned something else than label images of the field, or cells that do not belong to the nuclei.
+        It returned something else than label images of the field, or cells that do not belong to the nuclei; or it wanted
+        to end the process.
     """
     known = {"pixel_um": pixel_um, "diameter": diameter}
     given = {name: value for name, value in known.items() if wants(plugin.function, name)}
-    found = plugin.function(image.copy(), tuple(channels), **given)
+    try:
+        found = plugin.function(image.copy(), tuple(channels), **given)
+    except SystemExit as stop:
+        raise ValueError(f"expected two label images, (nuclei, cells), from {plugin.place}, got SystemExit: {stop}: raise another error where it cannot segment a field") from None
     nuclei, cells = _numbered(*_checked(found, image.shape[:2], plugin.place))
     if cells is not None:
         _check_pairs(nuclei, cells, plugin.place)
+    elif not shows_nuclei_alone(image, channels):
+        cells = segment_cells(image, nuclei, channels)
     return drop_border(nuclei, cells, border)
