@@ -203,17 +203,22 @@ def build_beside(out: str | Path, check: Callable[[Path], None], keep: bool = Fa
     if building.exists() and not (building / _BUILDING_LOCK).exists() and not is_empty(building):
         raise ValueError(f"expected nothing at {building}, where {out.name} is built, got something else: move it away")
     check(out)
-    with own_folder(building, _BUILDING_LOCK):
-        result = building / "result"
-        if not keep:
-            shutil.rmtree(result, ignore_errors=True)
-        result.mkdir(exist_ok=True)
-        try:
-            yield result
-            _give_name(result, out, check)
-        finally:
+    result = building / "result"
+    try:
+        with own_folder(building, _BUILDING_LOCK):
             if not keep:
                 shutil.rmtree(result, ignore_errors=True)
+            result.mkdir(exist_ok=True)
+            try:
+                yield result
+                _give_name(result, out, check)
+            finally:
+                if not keep:
+                    shutil.rmtree(result, ignore_errors=True)
+    except BaseException:
+        if keep and result.is_dir():  # by the lock's file the next call knows it for its own
+            (building / _BUILDING_LOCK).touch()
+        raise
     with suppress(OSError):
         building.rmdir()  # of a command that was killed
 

@@ -130,7 +130,7 @@ def test_results_of_a_workflow_go_to_the_address(fields, place, monkeypatch):
 def test_no_workflow_joins_its_out_as_a_local_path(workflow):
     code = "\n".join(cell.source for cell in nbformat.read(workflow_folder() / f"{workflow}.ipynb", as_version=4).cells if cell.cell_type == "code")
     joined = "Path(out" in code or "os.path.join(out" in code
-    assert not joined or "check_local(given" in code or 'check_local(out' in code
+    assert not joined or "check_local(given" in code or "check_local(out" in code or "if not is_remote(out):" in code
     assert "Path(model_folder" not in code or "check_local(model_folder" in code or "(model_folder, " in code
 
 

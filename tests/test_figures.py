@@ -351,7 +351,7 @@ def test_explore_with_images_and_labels(root, tmp_path):
         summary["figures"]
     )
     written = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert written == {f"{name}.html" for name in summary["figures"]} | {"plotly.min.js"}
+    assert written == {f"{name}.html" for name in summary["figures"]} | {"plotly.min.js", ".results.json"}
 
 
 def test_explore_with_labels_alone(root, tmp_path):

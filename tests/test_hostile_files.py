@@ -138,7 +138,7 @@ def test_max_pixels_is_the_callers(tmp_path):
     (tmp_path / "x.png").write_bytes(FILES["png"])
     (source,) = find_fields(tmp_path)
     assert read_field(source, max_pixels=2000).shape == (40, 50, 1)
-    with pytest.raises(FieldError, match="at most 1,999 pixels, got 40 x 50: .*raise max_pixels"):
+    with pytest.raises(FieldError, match="at most 1,999 pixels, got 40 x 50: .*max_pixels takes a greater limit"):
         read_field(source, max_pixels=1999)
 
 

@@ -22,7 +22,7 @@ import hpacell.models.segmenter as segmenter
 from hpacell.fields.simulate import simulate_field
 from hpacell.files import fingerprint
 from hpacell.masks.layouts import find_labelled
-from hpacell.models.card import UNFINISHED_NAME, WEIGHTS_NAME
+from hpacell.models.places import UNFINISHED_NAME, WEIGHTS_NAME
 from hpacell.models.segmenter import (
     SegmenterSettings,
     _job,

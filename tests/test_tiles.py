@@ -85,5 +85,5 @@ def test_channels_come_by_luminance_and_by_repetition():
     np.testing.assert_array_equal(to_channels(to_channels(grey, 3), 1), grey)
     assert to_channels(colour, 3) is colour
     for image, n in ((colour, 4), (grey, 2), (np.zeros((5, 5, 4)), 1)):
-        with pytest.raises(ValueError, match="choose the channels"):
+        with pytest.raises(ValueError, match="chooses channels"):
             to_channels(image, n)

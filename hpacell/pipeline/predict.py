@@ -210,7 +210,7 @@ def _submission_note(locations: Sequence[str]) -> str:
 def _unknown_note(classifier: TrainedClassifier) -> str:
     """Locations that fields of the classifier's own store carry, but none that it learned from; empty without any."""
     known = set(classifier.locations)
-    gaps = [gap for gap in classifier.card["data"].get("left_out", {}).get("test", []) if gap["name"] not in known]
+    gaps = [gap for gap in classifier.card.get("data", {}).get("left_out", {}).get("test", []) if gap["name"] not in known]
     return describe_gaps(gaps, "not learned, so never predicted")
 
 # %% ../../nbs/92_pipeline.predict.ipynb #e9096ea6

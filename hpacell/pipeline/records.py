@@ -261,13 +261,14 @@ def is_alive(record: Mapping, folder: str | Path | None = None) -> bool:
         return False
     except PermissionError:
         pass
-    return folder is None or all(map(_is_held, (Path(folder, name) for name in (RUN_LOCK, SWEEP_LOCK))))
+    locks = [] if folder is None else [path for path in (Path(folder, name) for name in (RUN_LOCK, SWEEP_LOCK)) if path.is_file()]
+    if folder is None or not locks:
+        return folder is None or "working_folder" not in record  # older versions had no lock; a lock without owner is taken away
+    return any(map(_is_held, locks))
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process holds a lock; True where that cannot be told, as where there is no lock."""
-    if not lock.is_file():
-        return True
+    """Whether a process holds a lock; True where that cannot be told."""
     try:
         with filelock.FileLock(lock, timeout=0):
             return False
