@@ -91,7 +91,7 @@ def test_it_learns_and_says_how_well(trained):
     assert log["val_jaccard_50"].max() > 0.5 and card["scores"]["pooled"]["jaccard_50"][0] > 0.5
     assert set(card["scores"]) == {"fluorescence", "stained", "pooled"}
     low, high = card["scores"]["pooled"]["jaccard_50"][1:]
-    assert low <= card["scores"]["pooled"]["jaccard_50"][0] <= high and card["scores"]["pooled"]["n_images"] == 3
+    assert low is None and high is None and card["scores"]["pooled"]["n_images"] == 3  # too few for an interval
     assert card["data"]["n_images"] == {"train": {"fluorescence": 6, "stained": 2}, "valid": {"fluorescence": 2, "stained": 1}}
     assert dict(pd.read_csv(folder / "split.csv").to_numpy().tolist()) == SIDES
     assert card["chosen_on"] == {"epoch": ["f0", "f1", "s0"], "thresholds": []} and card["scores_of"] == "valid, on which epoch was chosen"

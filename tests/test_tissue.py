@@ -23,6 +23,7 @@ from hpacell.fields.regions import open_regions
 from hpacell.fields.slides import simulate_tissue, simulate_tissues
 from hpacell.fields.tiles import OPEN, blend_tiles, cut_tiles, join_tiles, reduce_image, reduce_mask, tile_windows
 from hpacell.fields.tissue import find_tissue, tissue_window
+from hpacell.files import check_local
 from hpacell.masks.rle import encode_kaggle
 from hpacell.masks.tissue import (
     TissueRings,
@@ -328,7 +329,7 @@ def test_images_of_unknown_donors_are_not_one_donor(root, tmp_path):
     source = next(cell.source for cell in cells if "donors = " in cell.source)
     made = SimpleNamespace(image_id="made", kind="lung", read=lambda: (np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)))
     names = {
-        "data": str(tmp_path), "csv": "", "truth": "rle", "donor": "group", "n_folds": 3, "fold": 0, "leave_out": "", "seed": 0, "offline": 1, "out": str(tmp_path), "model_folder": str(tmp_path / "model"),
+        "data": str(tmp_path), "csv": "", "truth": "rle", "donor": "group", "n_folds": 3, "fold": 0, "leave_out": "", "seed": 0, "offline": 1, "out": str(tmp_path), "model_folder": str(tmp_path / "model"), "check_local": check_local,
         "offline_augment": [], "np": np, "pd": pd, "Path": Path, "find_tissue_images": find_tissue_images, "find_tissue_table": find_tissue_table, "read_tissue": read_tissue,
         "use_hpacell_style": MagicMock(), "display": MagicMock(), "figure_masks": MagicMock(), "look_through": lambda images: (images, pd.DataFrame(), {}),
         "split_tissue": MagicMock(side_effect=lambda images, *_: {one.image_id: "train" for one in images}), "write_augmented": MagicMock(return_value=[made]),
