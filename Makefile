@@ -32,7 +32,7 @@ demo: env  ## the whole road on simulated fields, in a few minutes; says where t
 	@$(BIN)/hpacell demo
 
 .PHONY: test
-test: env  ## every lesson of the notebooks, then every test but the slow ones: about an hour on two cores
+test: env  ## every lesson of the notebooks, then every test but the slow ones: 15 minutes on two quiet cores, an hour on busy ones
 	$(BIN)/nbdev-test nbs --n-workers $(WORKERS) --skip-folder-re '^(workflows|tutorials|_docs|\.ipynb_checkpoints)$$' --skip-file-re '^index'
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
