@@ -14,6 +14,7 @@ from hpacell.arguments import make_parser
 from hpacell.cli import main
 from hpacell.extras import explain_import, extra_of
 from hpacell.fields.intensity import to_channels
+from hpacell.pipeline.plugins import GROUP
 from hpacell.pipeline.templates import list_workflows, workflow_parameters
 from hpacell.pipeline.values import check_values
 from hpacell.settings import Settings
@@ -87,7 +88,7 @@ def test_commands_that_messages_name_exist_and_take_the_options_beside_them():
 def test_names_with_dots_that_messages_name_exist():
     wrong = []
     for path, line, text in ALL:
-        for name in re.findall(r"hpacell(?:\.[A-Za-z_]\w*)+", text):
+        for name in set(re.findall(r"hpacell(?:\.[A-Za-z_]\w*)+", text)) - {GROUP}:  # of entry points: no module
             module, _, last = name.rpartition(".")
             try:
                 importlib.import_module(name)
