@@ -16,7 +16,7 @@ import pandas as pd
 from ..files import read_json
 from ..masks.boxes import box_areas, box_iou, boxes_of
 from .matching import find_overlaps
-from .bootstrap import bootstrap_counts, bootstrap_interval, precision_areas
+from .bootstrap import bootstrap_counts, bootstrap_interval, known_mean, precision_areas
 from ..vocabulary import check_known
 
 # %% ../../nbs/43_metrics.average_precision.ipynb #b18f815c
@@ -99,24 +99,16 @@ def _cell_scores(items: Sequence[tuple[int, int, Shown]], n_images: int, ious: S
     return values
 
 # %% ../../nbs/43_metrics.average_precision.ipynb #59b6fb12
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over all but the last axis of what is not NaN; NaN where nothing is."""
-    values = values.reshape(-1, values.shape[-1])
-    scored = np.isfinite(values)
-    n = scored.sum(axis=0)
-    return np.divide(np.where(scored, values, 0).sum(axis=0), n, out=np.full(len(n), np.nan), where=n > 0)
-
-# %% ../../nbs/43_metrics.average_precision.ipynb #200a169d
 def _summarise(items: Sequence[tuple[int, int, Shown]], n_images: int, ious: Sequence[float], n_bootstrap: int, seed: int) -> list[dict]:
     """One row of scores for each range of areas."""
     weights, rows = bootstrap_counts(n_images, n_bootstrap, seed), []
     for area, limits in COCO_AREAS.items():
         precisions, recalls = _cell_scores(items, n_images, ious, limits, weights)
         inside = [((shown.truth_areas >= limits[0]) & (shown.truth_areas <= limits[1]) & ~shown.crowd).sum() for *_, shown in items]
-        means = {"average_precision": _mean(precisions), "average_recall": _mean(recalls)}
+        means = {"average_precision": known_mean(precisions, (0, 1)), "average_recall": known_mean(recalls, (0, 1))}
         for level in (0.5, 0.75):
             place = np.flatnonzero(np.isclose(ious, level))
-            means[f"average_precision_{level * 100:.0f}"] = _mean(precisions[:, place])
+            means[f"average_precision_{level * 100:.0f}"] = known_mean(precisions[:, place], (0, 1))
         row = {"area": area, "n_images": n_images, "n_truth": int(sum(inside)), "n_pred": sum(len(shown.scores) for *_, shown in items)}
         row |= {name: values[0] for name, values in means.items()}
         if n_bootstrap:

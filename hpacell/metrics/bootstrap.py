@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_GROUPS', 'MIN_CARRIERS', 'N_DRAWS', 'group_codes', 'bootstrap_counts', 'small_sample_factor',
-           'bootstrap_interval', 'describe_interval', 'precision_areas', 'bootstrap_average_precision']
+           'bootstrap_interval', 'describe_interval', 'known_mean', 'precision_areas', 'bootstrap_average_precision']
 
 # %% ../../nbs/36_metrics.bootstrap.ipynb #25f495c4
 from collections.abc import Sequence
@@ -188,6 +188,26 @@ def describe_interval(low: float | None, high: float | None, n_groups: int, grou
     if n_groups < MIN_GROUPS:
         return f"no interval: {n_groups or 'no'} {group}{'s' * (n_groups != 1)} {'is' if n_groups == 1 else 'are'} too few, {MIN_GROUPS} are needed"
     return f"no interval: none was drawn, all draws agree, or fewer than {MIN_CARRIERS} {group}s carry what is scored"
+
+# %% ../../nbs/36_metrics.bootstrap.ipynb #bd698273
+def known_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Compute means of scores, leaving out those that are NaN.
+
+    Parameters
+    ----------
+    values : float array
+        Scores.
+    axis : int
+        Averaged over.
+
+    Returns
+    -------
+    float64 array
+        NaN where no score is known.
+    """
+    known = np.isfinite(values)
+    n = known.sum(axis=axis)
+    return np.divide(np.where(known, values, 0).sum(axis=axis), n, out=np.full(n.shape, np.nan), where=n > 0)
 
 # %% ../../nbs/36_metrics.bootstrap.ipynb #4cb9eb75
 def _area(best: np.ndarray, found: np.ndarray, total: np.ndarray, points: Sequence[float] | None) -> np.ndarray:

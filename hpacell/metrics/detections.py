@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..masks.runs import unpack_counts
-from .bootstrap import MIN_CARRIERS, bootstrap_counts, bootstrap_interval, precision_areas
+from .bootstrap import MIN_CARRIERS, bootstrap_counts, bootstrap_interval, known_mean, precision_areas
 from ..vocabulary import LOCATIONS, check_known
 
 # %% ../../nbs/39_metrics.detections.ipynb #f5c4ac3c
@@ -159,13 +159,6 @@ def match_detections(
     return Detections(hit, pred["location"].to_numpy(), field, pred["confidence"].to_numpy(np.float64), n_truth)
 
 # %% ../../nbs/39_metrics.detections.ipynb #f92097a0
-def _means(areas: np.ndarray) -> np.ndarray:
-    """Mean over the locations (L, D) that have a score, for each draw; NaN where none has."""
-    scored = np.isfinite(areas)
-    n_scored = scored.sum(axis=0)
-    return np.divide(np.where(scored, areas, 0).sum(axis=0), n_scored, out=np.full(areas.shape[1], np.nan), where=n_scored > 0)
-
-# %% ../../nbs/39_metrics.detections.ipynb #33b7e4e0
 def score_detections(
     truth: pd.DataFrame, pred: pd.DataFrame, fields: pd.DataFrame, iou: float = 0.6, locations: Sequence[str] = LOCATIONS,
     n_bootstrap: int = 0, seed: int = 0,
@@ -214,7 +207,7 @@ def score_detections(
         areas.append(precision_areas(found.hit[here], found.field[here], n_truth, weights, confidence=found.confidence[here]))
         rows.append((location, n_truth.sum(), here.sum(), found.hit[here].sum(), areas[-1][0]))
     table = pd.DataFrame(rows, columns=["location", "n_truth", "n_pred", "n_hits", "average_precision"])
-    means = _means(np.array(areas))
+    means = known_mean(np.array(areas), 0)
     low, high = bootstrap_interval(means, len(fields) if (found.n_truth > 0).any(axis=1).sum() >= MIN_CARRIERS else 0)
     if n_bootstrap:
         known = (found.n_truth > 0).sum(axis=0) >= MIN_CARRIERS

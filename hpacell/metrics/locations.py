@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from .bootstrap import MIN_CARRIERS, MIN_GROUPS, bootstrap_average_precision, bootstrap_counts, bootstrap_interval, describe_interval, group_codes
+from .bootstrap import MIN_CARRIERS, MIN_GROUPS, bootstrap_average_precision, bootstrap_counts, bootstrap_interval, describe_interval, group_codes, known_mean
 from .chance import chance_average_precision, expected_average_precision, small_sample_bias, untruncated_share
 from ..vocabulary import LOCATIONS, check_known, encode_labels
 
@@ -202,7 +202,7 @@ def summarise_locations(
     n_drawn = drawn.n_groups if carriers >= MIN_CARRIERS else 0
     found = {"n": len(drawn.truth), "n_groups": drawn.n_groups, "n_locations": int(scored.sum()), "n_missing": int((~scored).sum())}
     numbers = {"macro_chance": chance.mean() if len(chance) else np.nan, "micro_chance": expected_average_precision(int(n_pos.sum()), drawn.pred.ravel())}
-    for mean, scores in (("macro", {name: _mean_over(values[:, scored]) for name, values in each.items()}), ("micro", {name: values[:, 0] for name, values in pooled.items()})):
+    for mean, scores in (("macro", {name: known_mean(values[:, scored], 1) for name, values in each.items()}), ("micro", {name: values[:, 0] for name, values in pooled.items()})):
         for name, values in scores.items():
             numbers[f"{mean}_{name}"] = values[0]
             if n_bootstrap:
@@ -211,13 +211,6 @@ def summarise_locations(
         bias = small_sample_bias(numbers["macro_average_precision"], numbers["macro_chance"], drawn.share()[scored].mean())
         numbers["macro_average_precision_low"] = max(numbers["macro_average_precision_low"] - float(bias), 0)  # NaN stays
     return found | {name: float(value) if np.isfinite(value) else None for name, value in numbers.items()}
-
-# %% ../../nbs/44_metrics.locations.ipynb #b4ebbeed
-def _mean_over(values: np.ndarray) -> np.ndarray:
-    """Means (D,) over those of the locations (D, L) that a draw can score; NaN where it can score none."""
-    known = np.isfinite(values)
-    n = known.sum(axis=1)
-    return np.divide(np.where(known, values, 0).sum(axis=1), n, out=np.full(len(values), np.nan), where=n > 0)
 
 # %% ../../nbs/44_metrics.locations.ipynb #7fa05c84
 COUNTS = ("all", "wrong", "single")
